@@ -1,0 +1,233 @@
+//! Who is asking, and what they may. The only place where a secret is compared.
+//!
+//! A token is found by its hash as an entry of the reserved namespace, through the same `Source` as all entries: so an edge answers from its
+//! own cache, revocation travels like any change, and an outage of the centre locks nobody out. Tiers know each other by a
+//! shared secret from their configuration instead.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::{
+    clock::{Clock, Moment},
+    error::{Error, Kind, Result},
+    kv::{Account, AccountId, Answer, Namespace, NamespaceId, Read, Rights, Source, State, Token, TokenHash, reserved},
+};
+
+/// Whoever a request's credential stands for.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// Another of our own servers: may do everything, also in the reserved namespace.
+    Tier,
+    Token(Arc<Token>),
+}
+
+pub struct Auth {
+    source: Arc<dyn Source>,
+    clock: Arc<dyn Clock>,
+    cluster_secret: Option<TokenHash>,
+    /// How old an answer about a token or a namespace may be.
+    max_age: Duration,
+    /// What bounds the questions upstream about tokens and namespaces that are not held.
+    guesses: GuessLimit,
+}
+
+impl Auth {
+    /// Without a `cluster_secret` nobody is a tier.
+    pub fn new(
+        source: Arc<dyn Source>,
+        clock: Arc<dyn Clock>,
+        cluster_secret: Option<&str>,
+        max_age: Duration,
+    ) -> Auth {
+        let guesses = GuessLimit::new(Arc::clone(&clock));
+        Auth { source, clock, cluster_secret: cluster_secret.map(hash), max_age, guesses }
+    }
+
+    /// Who sent a request with these headers: a bearer token, or `X-Auth-Key` with `X-Auth-Email`, or `X-Auth-User-Service-Key` (rest-api 1).
+    pub async fn identify(&self, headers: &HeaderMap) -> Result<Identity> {
+        let secret = secret(headers)?;
+        let hash = hash(secret);
+        if let Some(cluster) = &self.cluster_secret
+            && same(cluster, &hash)
+        {
+            return Ok(Identity::Tier);
+        }
+        let key = reserved::token(&hash);
+        let Some(record) = self.record(&key).await? else { return Err(unauthenticated()) };
+        let token: Token = parse(&record, "token")?;
+        let expired = token.token.expires.is_some_and(|expires| expires <= self.clock.wall_millis() / 1000);
+        if expired || !same(&token.hash, &hash) {
+            return Err(unauthenticated());
+        }
+        Ok(Identity::Token(Arc::new(token)))
+    }
+
+    /// Whether the identity may do this in that namespace, which then exists.
+    ///
+    /// Without the right the answer is the same whether the namespace exists or not; another account's namespace is answered as one that
+    /// doesn't.
+    pub async fn namespace(&self, identity: &Identity, namespace: NamespaceId, right: Rights) -> Result<()> {
+        match identity {
+            Identity::Tier => Ok(()),
+            Identity::Token(token) => {
+                token.check(right)?;
+                token.check_covers(namespace)?;
+                self.find_namespace(token.account, namespace).await.map(|_| ())
+            }
+        }
+    }
+
+    /// A namespace of an account.
+    pub async fn find_namespace(&self, account: AccountId, namespace: NamespaceId) -> Result<Namespace> {
+        match self.record(&reserved::namespace(account, namespace)).await? {
+            Some(record) => parse(&record, "namespace"),
+            None => Err(Error::new(Kind::NamespaceUnknown, "namespace not found")),
+        }
+    }
+
+    pub async fn find_account(&self, account: AccountId) -> Result<Account> {
+        match self.record(&reserved::account(account)).await? {
+            Some(record) => parse(&record, "account"),
+            None => Err(Error::new(Kind::AccountUnknown, "account not found")),
+        }
+    }
+
+    /// A reserved record: from memory while it is fresh, else through the source, within the limit on guesses.
+    async fn record(&self, key: &crate::kv::Key) -> Result<Option<Bytes>> {
+        let read = Read { max_age: self.max_age, ..Read::default() };
+        if let Some(answer) = self.source.held(NamespaceId::RESERVED, key, &read) {
+            return metadata_of(answer);
+        }
+        self.guesses.charge()?;
+        let answer = self.source.get(NamespaceId::RESERVED, key, &read).await?;
+        if !matches!(answer.state, State::Absent) {
+            self.guesses.refund();
+        }
+        metadata_of(answer)
+    }
+}
+
+impl Token {
+    fn check(&self, right: Rights) -> Result<()> {
+        if self.token.rights >= right { Ok(()) } else { Err(forbidden()) }
+    }
+
+    fn check_covers(&self, namespace: NamespaceId) -> Result<()> {
+        match &self.token.namespaces {
+            Some(covered) if !covered.contains(&namespace) => Err(forbidden()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Identity {
+    /// The account that REST works in, once the path has named one. Another account's id is answered like one that isn't there.
+    pub fn in_account(&self, account: AccountId) -> Result<&Arc<Token>> {
+        match self {
+            Identity::Token(token) if token.account == account => Ok(token),
+            _ => Err(Error::new(Kind::AccountUnknown, "account not found")),
+        }
+    }
+
+    /// Whether a token has a right over the account as a whole: a token bound to some namespaces has none beyond reading.
+    pub fn account_right(&self, right: Rights) -> Result<()> {
+        match self {
+            Identity::Tier => Ok(()),
+            Identity::Token(token) => {
+                token.check(right)?;
+                if right > Rights::Read && token.token.namespaces.is_some() { Err(forbidden()) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// The hash under which a secret is known.
+pub fn hash(secret: &str) -> TokenHash {
+    TokenHash::from_digest(Sha256::digest(secret.as_bytes()).into())
+}
+
+fn same(a: &TokenHash, b: &TokenHash) -> bool {
+    a.as_str().as_bytes().ct_eq(b.as_str().as_bytes()).into()
+}
+
+fn secret(headers: &HeaderMap) -> Result<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let found = match text("authorization") {
+        Some(header) => match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
+            _ => None,
+        },
+        None => match (text("x-auth-key"), text("x-auth-email")) {
+            (Some(key), Some(email)) if !email.is_empty() => Some(key),
+            _ => text("x-auth-user-service-key"),
+        },
+    };
+    found.filter(|secret| !secret.is_empty()).ok_or_else(unauthenticated)
+}
+
+fn metadata_of(answer: Answer) -> Result<Option<Bytes>> {
+    match answer.state {
+        State::Present(entry) => Ok(entry.metadata),
+        State::Absent => Ok(None),
+        State::Unchanged { .. } => Err(Error::internal("a question without a held version was answered 'unchanged'")),
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(record: &[u8], what: &str) -> Result<T> {
+    serde_json::from_slice(record)
+        .map_err(|e| Error::internal(format!("reading the record of a {what}")).with_source(e))
+}
+
+fn unauthenticated() -> Error {
+    Error::new(Kind::Unauthenticated, "Unauthorized")
+}
+
+fn forbidden() -> Error {
+    Error::new(Kind::Forbidden, "Forbidden")
+}
+
+/// How many wrong guesses a second may ask on, so that guessing tokens can't flood the centre. A right one is refunded: who
+/// holds a token is never slowed by it, unless the guessers have used the limit up and the token is not held here.
+struct GuessLimit {
+    clock: Arc<dyn Clock>,
+    state: Mutex<GuessState>,
+}
+
+struct GuessState {
+    left: f64,
+    at: Moment,
+}
+
+const GUESSES_PER_SECOND: f64 = 500.0;
+const GUESSES_BURST: f64 = 2000.0;
+
+impl GuessLimit {
+    fn new(clock: Arc<dyn Clock>) -> GuessLimit {
+        let state = GuessState { left: GUESSES_BURST, at: clock.now() };
+        GuessLimit { clock, state: Mutex::new(state) }
+    }
+
+    fn charge(&self) -> Result<()> {
+        let mut state = self.state.lock().expect("no holder of this lock can panic");
+        let now = self.clock.now();
+        let refill = now.since(state.at).as_secs_f64() * GUESSES_PER_SECOND;
+        state.left = (state.left + refill).min(GUESSES_BURST);
+        state.at = now;
+        if state.left < 1.0 {
+            return Err(Error::new(Kind::RateLimited, "Too Many Requests").after(Duration::from_secs(1)));
+        }
+        state.left -= 1.0;
+        Ok(())
+    }
+
+    fn refund(&self) {
+        self.state.lock().expect("no holder of this lock can panic").left += 1.0;
+    }
+}

@@ -1,0 +1,8 @@
+//! Kvasar: a global, low-latency, eventually consistent key-value store.
+
+pub mod api;
+pub mod clock;
+pub mod error;
+pub mod kv;
+pub mod limits;
+pub mod store;
