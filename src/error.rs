@@ -40,14 +40,16 @@ pub enum Kind {
     VersionUnknown,
     /// A body or a head that did not arrive in time.
     RequestTimeout,
-    /// Upstream or the store can't be reached, is overloaded, or took too long; retry later.
+    /// Overloaded, shutting down, or cut off from what it needs to answer; retry later.
     Unavailable,
+    /// Whoever was asked did not answer at all, or not in time.
+    Unreachable,
     /// Our own fault, or the disk's; somebody should look.
     Internal,
 }
 
 impl Kind {
-    const ALL: [Kind; 22] = [
+    const ALL: [Kind; 23] = [
         Kind::BadRequest,
         Kind::KeyIllegal,
         Kind::KeyTooLong,
@@ -69,6 +71,7 @@ impl Kind {
         Kind::VersionUnknown,
         Kind::RequestTimeout,
         Kind::Unavailable,
+        Kind::Unreachable,
         Kind::Internal,
     ];
 
@@ -96,6 +99,7 @@ impl Kind {
             Kind::VersionUnknown => "version-unknown",
             Kind::RequestTimeout => "request-timeout",
             Kind::Unavailable => "unavailable",
+            Kind::Unreachable => "unreachable",
             Kind::Internal => "internal",
         }
     }
@@ -107,7 +111,7 @@ impl Kind {
     /// Whether this is about whoever was asked, rather than about the request: then a held copy may be answered instead (R5), and the
     /// same request may succeed later.
     pub fn is_outage(self) -> bool {
-        matches!(self, Kind::Unavailable | Kind::Internal)
+        matches!(self, Kind::Unavailable | Kind::Unreachable | Kind::Internal)
     }
 }
 

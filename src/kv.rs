@@ -38,9 +38,14 @@ pub trait Writer: Send + Sync + 'static {
     /// every value a [`Value::Whole`] of at most [`limits::CHUNK_BYTES`]; the caller sees to that.
     async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>>;
 
-    /// Changes what exists: namespaces and tokens. Decided by an origin alone, one at a time.
-    async fn control(&self, account: AccountId, control: Control) -> Result<Controlled>;
+    /// Changes what exists: namespaces and tokens. Decided by an origin alone, one at a time. Answers also the version of the last record written.
+    async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)>;
 }
+
+/// Both seams: what a tier has above it.
+pub trait Backend: Source + Writer {}
+
+impl<T: Source + Writer> Backend for T {}
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident) => {
@@ -333,8 +338,9 @@ impl Value {
         if let Value::Whole(bytes) = self {
             return if bytes.len() as u64 <= max { Ok(bytes) } else { Err(too_large(bytes.len() as u64, max)) };
         }
+        let expected = self.length().unwrap_or(0).min(max);
         let mut chunks = self.into_stream();
-        let mut whole = Vec::new();
+        let mut whole = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
             let length = (whole.len() + chunk.len()) as u64;
