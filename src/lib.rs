@@ -5,5 +5,6 @@ pub mod clock;
 pub mod error;
 pub mod kv;
 pub mod limits;
+pub mod metrics;
 pub mod store;
 pub mod wire;
