@@ -1,6 +1,7 @@
 //! Kvasar: a global, low-latency, eventually consistent key-value store.
 
 pub mod api;
+pub mod cache;
 pub mod clock;
 pub mod error;
 pub mod kv;

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Kind, Result},
     kv::{
-        AccountId, Answer, CacheStatus, Change, Control, Entry, Expires, Held, Key, Listed, Page, Read, State, Value,
-        ValueStream, Version, Written,
+        AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Expires, Held, Key, Listed, Page, Read,
+        State, Value, Version, Written,
     },
     limits,
 };
@@ -180,7 +180,7 @@ pub fn encode_answer(answer: Answer, held: Option<Held>) -> http::Response<Body>
 }
 
 /// JSON text as a header's value: control characters, which JSON allows between its parts, become spaces.
-fn header_text(text: Bytes) -> Option<HeaderValue> {
+pub fn header_text(text: Bytes) -> Option<HeaderValue> {
     if let Ok(value) = HeaderValue::from_maybe_shared(text.clone()) {
         return Some(value);
     }
@@ -321,6 +321,36 @@ pub struct ControlRequest {
     pub control: Control,
 }
 
+pub fn encode_control(request: &ControlRequest) -> Result<Bytes> {
+    let json =
+        serde_json::to_vec(request).map_err(|e| Error::internal("writing a control change as JSON").with_source(e))?;
+    Ok(json.into())
+}
+
+pub fn decode_control(json: &[u8]) -> Result<ControlRequest> {
+    serde_json::from_slice(json)
+        .map_err(|e| Error::bad_request("a control change that is not JSON of its form").with_source(e))
+}
+
+/// The outcome of a control change, as JSON.
+#[derive(Serialize, Deserialize)]
+struct ControlledJson {
+    version: String,
+    controlled: Controlled,
+}
+
+pub fn encode_controlled(controlled: Controlled, version: Version) -> Result<Bytes> {
+    let json = serde_json::to_vec(&ControlledJson { version: version.to_string(), controlled })
+        .map_err(|e| Error::internal("writing the outcome of a control change as JSON").with_source(e))?;
+    Ok(json.into())
+}
+
+pub fn decode_controlled(json: &[u8]) -> Result<(Controlled, Version)> {
+    let json: ControlledJson = serde_json::from_slice(json)
+        .map_err(|e| unexpected("the outcome of a control change that is not JSON of its form").with_source(e))?;
+    Ok((json.controlled, json.version.parse()?))
+}
+
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 
@@ -454,11 +484,6 @@ pub fn decode_outcomes(json: &[u8]) -> Result<Vec<Result<Written>>> {
         }
     };
     outcomes.into_iter().map(decode).collect()
-}
-
-/// A value of known length as it arrives from a connection.
-pub fn arriving(length: Option<u64>, chunks: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Value {
-    Value::Stream(ValueStream { length, chunks: Box::pin(chunks) })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,0 +1,136 @@
+//! What a tier keeps of a key: a value or a known absence, its version, and the moment it was last known to be current.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    clock::Moment,
+    kv::{Answer, CacheStatus, Entry, Held, Key, NamespaceId, Read, State, Value, Version},
+};
+
+/// Where an entry is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EntryKey {
+    pub namespace: NamespaceId,
+    pub key: Key,
+}
+
+/// A state that a tier keeps, or shares among those who asked together. Never changed, but for when it was last verified.
+#[derive(Debug)]
+pub struct Kept {
+    pub version: Version,
+    pub content: Content,
+    /// When it expires, by this process's clock; [`Moment::MAX`] for never. Falls early by at most a trip, never late (P2).
+    expires_at: AtomicU64,
+    /// A moment at which the state is known to have been current; only ever moves on.
+    verified_at: AtomicU64,
+}
+
+#[derive(Debug)]
+pub enum Content {
+    Present { value: KeptValue, metadata: Option<Bytes>, expiration: Option<u64> },
+    Absent,
+}
+
+#[derive(Clone, Debug)]
+pub enum KeptValue {
+    Whole(Bytes),
+    /// A large value, in pieces of [`crate::limits::CHUNK_BYTES`].
+    Parts(Arc<[Bytes]>),
+}
+
+impl Kept {
+    pub fn new(version: Version, content: Content, expires_at: Moment, verified_at: Moment) -> Kept {
+        Kept {
+            version,
+            content,
+            expires_at: AtomicU64::new(expires_at.as_nanos()),
+            verified_at: AtomicU64::new(verified_at.as_nanos()),
+        }
+    }
+
+    pub fn verified_at(&self) -> Moment {
+        Moment::from_nanos(self.verified_at.load(Ordering::Acquire))
+    }
+
+    pub fn expires_at(&self) -> Moment {
+        Moment::from_nanos(self.expires_at.load(Ordering::Acquire))
+    }
+
+    pub fn is_present(&self) -> bool {
+        matches!(self.content, Content::Present { .. })
+    }
+
+    pub fn age(&self, now: Moment) -> Duration {
+        now.since(self.verified_at())
+    }
+
+    pub fn is_expired(&self, now: Moment) -> bool {
+        now >= self.expires_at()
+    }
+
+    /// The same state was found current once more. An older proof than the one held changes nothing.
+    pub fn renew(&self, verified_at: Moment, expires_at: Moment) {
+        self.verified_at.fetch_max(verified_at.as_nanos(), Ordering::AcqRel);
+        // Each deadline falls early, never late; so the later of two is right, too, and nearer.
+        self.expires_at.fetch_max(expires_at.as_nanos(), Ordering::AcqRel);
+    }
+
+    /// What the state is, to name it in a question upstream.
+    pub fn held(&self) -> Held {
+        Held { version: self.version, present: self.is_present() }
+    }
+
+    /// Whether a demand for a version is met by the entry itself (R3).
+    pub fn covers(&self, at_least: Option<Version>) -> bool {
+        at_least.is_none_or(|version| self.version >= version)
+    }
+
+    /// The answer to a read, at this moment. An expired entry has none: the caller has looked.
+    pub fn answer(&self, read: &Read, now: Moment, status: CacheStatus) -> Answer {
+        let time_left = match self.expires_at() {
+            Moment::MAX => None,
+            expires_at => Some(expires_at.since(now)),
+        };
+        let unchanged = read.held.is_some_and(|held| match &self.content {
+            Content::Present { .. } => held.present && held.version == self.version,
+            // A later absence proves an earlier one, never the other way around (P3).
+            Content::Absent => !held.present && held.version <= self.version,
+        });
+        let state = match &self.content {
+            _ if unchanged => State::Unchanged { time_left },
+            Content::Absent => State::Absent,
+            Content::Present { value, metadata, expiration } => State::Present(Entry {
+                value: match value {
+                    KeptValue::Whole(bytes) => Value::Whole(bytes.clone()),
+                    KeptValue::Parts(parts) => Value::Parts(Arc::clone(parts)),
+                },
+                metadata: metadata.clone(),
+                expiration: *expiration,
+                time_left,
+            }),
+        };
+        Answer { state, version: self.version, age: self.age(now), status }
+    }
+
+    /// Bytes of what is kept, beside what keeping costs.
+    pub fn length(&self) -> usize {
+        match &self.content {
+            Content::Absent => 0,
+            Content::Present { value, metadata, .. } => {
+                let value = match value {
+                    KeptValue::Whole(bytes) => bytes.len(),
+                    KeptValue::Parts(parts) => parts.iter().map(Bytes::len).sum(),
+                };
+                value + metadata.as_ref().map_or(0, Bytes::len)
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! One question per key at a time, and the order of everything that changes what a tier keeps of a key.
+//!
+//! Each key belongs to a shard with a lock, held for a few lines. Under it, and only under it, a flight starts or ends, its floor rises and the
+//! cache changes. So a fill can't slip between a purge's look at the flights and its look at the cache.
+//!
+//! A flight's *floor* is the least version that its answer must have to be kept: every write, purge and fill of the key that passes while the
+//! question is out raises it (P3, F3).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    cache::{
+        entry::{EntryKey, Kept},
+        memory::Memory,
+    },
+    clock::{Clock, Moment},
+    error::Error,
+    kv::{Answer, CacheStatus, Entry, State, Version},
+};
+
+/// What a question asks for, as it travels up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub max_age: Duration,
+    pub at_least: Option<Version>,
+}
+
+impl Demand {
+    /// Whether the answer to this question is one to the other question, too. The latest can't be shared: a question already out may have been
+    /// answered before the other was asked.
+    fn satisfies(&self, other: &Demand) -> bool {
+        !other.max_age.is_zero() && self.max_age <= other.max_age && self.at_least >= other.at_least
+    }
+}
+
+/// A question that is out, and who waits for it.
+pub struct Flight {
+    number: u64,
+    demand: Demand,
+    floor: AtomicU64,
+    settled: watch::Sender<Option<Settled>>,
+}
+
+/// How a question ended.
+#[derive(Clone)]
+pub enum Settled {
+    /// A state, kept or not, that everyone who asked may have.
+    Shared {
+        kept: Arc<Kept>,
+        status: CacheStatus,
+    },
+    /// A value too large to be held for sharing: it goes to the first who takes it, the others ask for themselves.
+    Single(Arc<Mutex<Option<Passing>>>),
+    Failed(Arc<Error>),
+}
+
+/// A value on its way through, held by nobody.
+pub struct Passing {
+    pub entry: Entry,
+    pub version: Version,
+    pub verified_at: Moment,
+    pub expires_at: Moment,
+    pub status: CacheStatus,
+}
+
+impl Passing {
+    /// The answer at this moment, if the entry has not expired.
+    pub fn answer(self, now: Moment) -> Option<Answer> {
+        if now >= self.expires_at {
+            return None;
+        }
+        let time_left = (self.expires_at != Moment::MAX).then(|| self.expires_at.since(now));
+        let state = State::Present(Entry { time_left, ..self.entry });
+        Some(Answer { state, version: self.version, age: now.since(self.verified_at), status: self.status })
+    }
+}
+
+impl Flight {
+    pub fn floor(&self) -> Version {
+        Version::from_u64(self.floor.load(Ordering::Acquire))
+    }
+
+    pub fn settle(&self, settled: Settled) {
+        // Those who went away meanwhile need no answer.
+        self.settled.send_replace(Some(settled));
+    }
+
+    /// Waits for the end of the question.
+    pub async fn settled(&self) -> Settled {
+        let mut receiver = self.settled.subscribe();
+        let settled = receiver.wait_for(Option::is_some).await.ok().and_then(|settled| settled.clone());
+        settled.unwrap_or_else(|| {
+            Settled::Failed(Arc::new(Error::internal("a question to upstream ended without an answer")))
+        })
+    }
+
+    fn raise_floor(&self, version: Version) {
+        self.floor.fetch_max(version.as_u64(), Ordering::AcqRel);
+    }
+}
+
+/// All keys' flights, beside the memory that they fill.
+pub struct Flights {
+    memory: Memory,
+    hasher: ahash::RandomState,
+    shards: Vec<Mutex<Shard>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    flights: HashMap<EntryKey, Vec<Arc<Flight>>, ahash::RandomState>,
+    last_number: u64,
+}
+
+const SHARDS: usize = 64;
+
+/// Whether a caller has to ask upstream itself, or somebody already does.
+pub enum Joined {
+    /// The caller owns the question: dropping the ticket ends it.
+    Leading(Ticket),
+    Following(Arc<Flight>),
+}
+
+/// A question's place among the flights of its key. As long as it lives, what passes raises the floor.
+pub struct Ticket {
+    flights: Arc<Flights>,
+    key: EntryKey,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut shard = self.flights.shard(&self.key);
+        if let Some(out) = shard.flights.get_mut(&self.key) {
+            out.retain(|flight| flight.number != self.flight.number);
+            if out.is_empty() {
+                shard.flights.remove(&self.key);
+            }
+        }
+        drop(shard);
+        // Whoever still waits must not wait for ever.
+        self.flight.settled.send_if_modified(|settled| {
+            let unsettled = settled.is_none();
+            if unsettled {
+                let error = Error::unavailable("the question to upstream was given up");
+                *settled = Some(Settled::Failed(Arc::new(error)));
+            }
+            unsettled
+        });
+    }
+}
+
+impl Ticket {
+    pub fn key(&self) -> &EntryKey {
+        &self.key
+    }
+
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Keeps a fill, unless something passed meanwhile that is newer. Answers whether it may be given to those who asked.
+    pub fn fill(&self, kept: &Arc<Kept>) -> bool {
+        self.flights.keep(&self.key, kept, Some(&self.flight))
+    }
+}
+
+impl Flights {
+    pub fn new(memory: Memory, clock: &dyn Clock) -> Flights {
+        let hasher = ahash::RandomState::with_seeds(clock.random(), clock.random(), clock.random(), clock.random());
+        let shard = || Mutex::new(Shard { flights: HashMap::with_hasher(hasher.clone()), last_number: 0 });
+        let shards = (0..SHARDS).map(|_| shard()).collect();
+        Flights { memory, hasher, shards }
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Joins a question that is out and asks for enough, or starts one; `alone`, always starts one.
+    pub fn join(self: &Arc<Self>, key: &EntryKey, demand: Demand, alone: bool) -> Joined {
+        let mut shard = self.shard(key);
+        if !alone
+            && let Some(out) = shard.flights.get(key)
+            && let Some(flight) = out.iter().find(|flight| flight.demand.satisfies(&demand) && flight.is_open())
+        {
+            return Joined::Following(Arc::clone(flight));
+        }
+        shard.last_number += 1;
+        let flight = Arc::new(Flight {
+            number: shard.last_number,
+            demand,
+            floor: AtomicU64::new(Version::ZERO.as_u64()),
+            settled: watch::Sender::new(None),
+        });
+        shard.flights.entry(key.clone()).or_default().push(Arc::clone(&flight));
+        Joined::Leading(Ticket { flights: Arc::clone(self), key: key.clone(), flight })
+    }
+
+    /// Whether any question about the key is out.
+    pub fn is_asking(&self, key: &EntryKey) -> bool {
+        self.shard(key).flights.get(key).is_some_and(|out| out.iter().any(|flight| flight.is_open()))
+    }
+
+    /// Keeps a state that a write made. Obeys the same rules as a fill.
+    pub fn keep_written(&self, key: &EntryKey, kept: &Arc<Kept>) {
+        self.keep(key, kept, None);
+    }
+
+    /// A write passed whose state is not at hand: what is older goes, and no older answer is kept.
+    pub fn raise_floor(&self, key: &EntryKey, version: Version) {
+        let shard = self.shard(key);
+        shard.raise_floors(key, version, None);
+        if self.memory.peek(key).is_some_and(|held| held.version < version) {
+            self.memory.remove(key);
+        }
+    }
+
+    /// Drops an entry at its deadline, if it is still this one.
+    pub fn drop_expired(&self, key: &EntryKey, expired: &Arc<Kept>, now: Moment) {
+        let _shard = self.shard(key);
+        if self.memory.peek(key).is_some_and(|held| Arc::ptr_eq(&held, expired) && held.is_expired(now)) {
+            self.memory.remove(key);
+        }
+    }
+
+    /// Whether the state may be given to those who asked: it is not older than what passed since the question went out, nor than what is held.
+    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: Option<&Flight>) -> bool {
+        let shard = self.shard(key);
+        if by.is_some_and(|flight| kept.version < flight.floor()) {
+            return false;
+        }
+        if let Some(held) = self.memory.peek(key) {
+            // Of one version, absence is the later state: it is the entry that the version made, expired.
+            if held.version > kept.version || (held.version == kept.version && !held.is_present() && kept.is_present())
+            {
+                return false;
+            }
+            if held.version == kept.version && held.is_present() == kept.is_present() {
+                held.renew(kept.verified_at(), kept.expires_at());
+                return true;
+            }
+        }
+        shard.raise_floors(key, kept.version, by);
+        if kept.length() as u64 <= self.memory.value_bytes_max() {
+            self.memory.insert(key.clone(), Arc::clone(kept));
+        } else {
+            // Older than this one, as it was found above; it must not be answered again.
+            self.memory.remove(key);
+        }
+        true
+    }
+
+    fn shard(&self, key: &EntryKey) -> MutexGuard<'_, Shard> {
+        let at = self.hasher.hash_one(key) as usize % SHARDS;
+        self.shards[at].lock().expect("no holder of this lock can panic")
+    }
+}
+
+impl Flight {
+    fn is_open(&self) -> bool {
+        self.settled.borrow().is_none()
+    }
+}
+
+impl Shard {
+    fn raise_floors(&self, key: &EntryKey, version: Version, but: Option<&Flight>) {
+        for flight in self.flights.get(key).into_iter().flatten() {
+            if but.is_none_or(|but| but.number != flight.number) {
+                flight.raise_floor(version);
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether upstream answers, so that nobody waits for one that does not.
+//!
+//! A question that nobody answered marks upstream as down for about a second. Meanwhile what is held is answered at once, marked, and what is not
+//! is refused at once; then one question goes through as a probe. Only silence counts: an error that upstream answered proves that it is there.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    clock::{self, Clock, Moment},
+    error::{Error, Kind, Result},
+};
+
+pub struct Health {
+    clock: Arc<dyn Clock>,
+    /// Whom it is about, for the log.
+    upstream: String,
+    /// Until when upstream counts as down; zero while it is up.
+    down_until: AtomicU64,
+    /// Until when it counts as recovering, and is refilled from gently.
+    recovering_until: AtomicU64,
+    /// How long a probe may take.
+    deadline: Duration,
+}
+
+/// How long to leave upstream alone after silence.
+const DOWN: Duration = Duration::from_secs(1);
+/// How long after silence upstream is spared.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+impl Health {
+    pub fn new(clock: Arc<dyn Clock>, upstream: String, deadline: Duration) -> Health {
+        Health { clock, upstream, down_until: AtomicU64::new(0), recovering_until: AtomicU64::new(0), deadline }
+    }
+
+    pub fn is_down(&self) -> bool {
+        self.down_until.load(Ordering::Acquire) != 0
+    }
+
+    pub fn is_recovering(&self) -> bool {
+        self.clock.now().as_nanos() < self.recovering_until.load(Ordering::Acquire)
+    }
+
+    /// Whether a question may go out now: always while upstream is up, else for one probe at a time.
+    pub fn may_ask(&self) -> bool {
+        let until = self.down_until.load(Ordering::Acquire);
+        if until == 0 {
+            return true;
+        }
+        let now = self.clock.now();
+        let next = (now + self.deadline).as_nanos();
+        now.as_nanos() >= until
+            && self.down_until.compare_exchange(until, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub fn check(&self) -> Result<()> {
+        if self.may_ask() {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!("{} does not answer", self.upstream)))
+    }
+
+    /// Learns from how a question ended.
+    pub fn observe<T>(&self, result: &Result<T>) {
+        match result {
+            Err(error) if error.kind == Kind::Unreachable => {
+                let now = self.clock.now();
+                let until = now + clock::jittered(&*self.clock, DOWN);
+                if self.down_until.swap(until.as_nanos(), Ordering::AcqRel) == 0 {
+                    tracing::warn!(upstream = self.upstream, %error, "upstream does not answer; what is held is served, marked STALE");
+                }
+            }
+            _ => {
+                if self.down_until.load(Ordering::Acquire) != 0 && self.down_until.swap(0, Ordering::AcqRel) != 0 {
+                    let until: Moment = self.clock.now() + RECOVERY;
+                    self.recovering_until.store(until.as_nanos(), Ordering::Release);
+                    tracing::info!(upstream = self.upstream, "upstream answers again");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The next tier up, over HTTP: what it is asked and what it answers is `wire.rs`.
+//!
+//! Connections are pooled and bounded, every wait has a deadline. A failure to get an answer is [`Kind::Unreachable`]; an error that was
+//! answered keeps its kind.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, ext::ReasonPhrase};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    cache::dial::Dialler,
+    clock::{self, Clock, Moment},
+    error::{Error, Kind, Result},
+    kv::{
+        AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
+        ValueStream, Version, Writer, Written,
+    },
+    wire::{self, Body, ControlRequest},
+};
+
+pub struct Remote {
+    client: Client<Dialler, Body>,
+    address: String,
+    authorization: HeaderValue,
+    clock: Arc<dyn Clock>,
+    /// Requests out at once, each with a connection of its own.
+    places: Arc<Semaphore>,
+    /// Longest wait for a place, for the head of an answer, and for the next piece of a body.
+    deadline: Duration,
+}
+
+pub struct RemoteSettings {
+    /// `host:port`.
+    pub address: String,
+    /// The secret by which our own servers know each other.
+    pub secret: String,
+    pub deadline: Duration,
+    pub concurrency: usize,
+    /// Emulated one-way distance.
+    pub delay: Duration,
+}
+
+/// Longest answer that is read whole: a list page of 1,000 keys with metadata, or the outcomes of a batch.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+impl Remote {
+    pub fn new(settings: RemoteSettings, clock: Arc<dyn Clock>) -> Result<Remote> {
+        let authorization = HeaderValue::from_str(&format!("Bearer {}", settings.secret)).map_err(|e| {
+            Error::bad_request("the cluster's secret has characters that no header can hold").with_source(e)
+        })?;
+        let dialler = Dialler::new(&settings.address, settings.delay, settings.deadline, Arc::clone(&clock));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(settings.concurrency)
+            .pool_timer(TokioTimer::new())
+            .http1_max_buf_size(128 * 1024)
+            .build(dialler);
+        Ok(Remote {
+            client,
+            address: settings.address,
+            authorization,
+            clock,
+            places: Arc::new(Semaphore::new(settings.concurrency)),
+            // An answer that travels takes its trips beside what upstream needs.
+            deadline: settings.deadline + settings.delay * 4,
+        })
+    }
+
+    /// A place among the requests out, or an error that says that there are too many.
+    async fn place(&self) -> Result<OwnedSemaphorePermit> {
+        let place = clock::within(&*self.clock, self.deadline, Arc::clone(&self.places).acquire_owned()).await;
+        let busy = || Error::unavailable(format!("too many requests to {} are under way", self.address));
+        place.map_err(|_| busy())?.map_err(|_| busy())
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        namespace: Option<NamespaceId>,
+        body: Body,
+    ) -> Result<Request<Body>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("http://{}{path_and_query}", self.address)
+            .parse()
+            .map_err(|e| Error::internal(format!("asking {} for {path_and_query}", self.address)).with_source(e))?;
+        request.headers_mut().insert(header::AUTHORIZATION, self.authorization.clone());
+        if let Some(namespace) = namespace {
+            let text = HeaderValue::from_str(&namespace.to_string()).expect("hexadecimal digits");
+            request.headers_mut().insert(wire::NAMESPACE, text);
+        }
+        Ok(request)
+    }
+
+    /// Sends a request, and waits for the head of its answer as long as something moves. An answered error is an error.
+    async fn send(&self, request: Request<Body>, progress: &Progress) -> Result<Response<Incoming>> {
+        let answering = self.client.request(request);
+        tokio::pin!(answering);
+        let answer = loop {
+            let idle_until = progress.last() + self.deadline;
+            let left = idle_until.since(self.clock.now());
+            match clock::within(&*self.clock, left, &mut answering).await {
+                Ok(answer) => break answer,
+                Err(_) if progress.last() + self.deadline > idle_until => {}
+                Err(_) => {
+                    let what = format!("{} did not answer within {:?}", self.address, self.deadline);
+                    return Err(Error::new(Kind::Unreachable, what));
+                }
+            }
+        };
+        let response = answer.map_err(|error| match progress.failure() {
+            // Not upstream failed, but the body that was being sent to it.
+            Some(failure) => failure,
+            None => Error::new(Kind::Unreachable, format!("{} can't be asked", self.address)).with_source(error),
+        })?;
+        let status = response.status();
+        if status.is_success() || response.headers().contains_key(wire::VERSION) {
+            return Ok(response);
+        }
+        let reason = response.extensions().get::<ReasonPhrase>();
+        Err(wire::decode_error(status, response.headers(), reason))
+    }
+
+    /// Asks for something that is answered whole.
+    async fn ask_whole(&self, request: Request<Body>) -> Result<Bytes> {
+        let place = self.place().await?;
+        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let value =
+            Value::Stream(ValueStream { length: None, chunks: self.chunks(response.into_body(), place).boxed() });
+        value.collect(ANSWER_BYTES_MAX).await
+    }
+
+    /// A body as it arrives; the place is held until its end.
+    fn chunks(
+        &self,
+        body: Incoming,
+        place: OwnedSemaphorePermit,
+    ) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+        let (clock, deadline, address) = (Arc::clone(&self.clock), self.deadline, self.address.clone());
+        stream::try_unfold((body, place), move |(mut body, place)| {
+            let (clock, address) = (Arc::clone(&clock), address.clone());
+            async move {
+                loop {
+                    let frame = clock::within(&*clock, deadline, body.frame()).await.map_err(|_| {
+                        Error::new(Kind::Unreachable, format!("{address} stopped in the middle of an answer"))
+                    })?;
+                    match frame {
+                        None => return Ok(None),
+                        Some(Err(error)) => {
+                            let what = format!("{address} broke off in the middle of an answer");
+                            return Err(Error::new(Kind::Unreachable, what).with_source(error));
+                        }
+                        Some(Ok(frame)) => {
+                            if let Ok(data) = frame.into_data() {
+                                return Ok(Some((data, (body, place))));
+                            }
+                        }
+                    }
+                }
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl Source for Remote {
+    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+        None
+    }
+
+    async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
+        let mut request = self.request(Method::GET, &key_path(key, &[]), Some(namespace), Body::empty())?;
+        wire::encode_read(read, request.headers_mut());
+        let place = self.place().await?;
+        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let (head, body) = response.into_parts();
+        let length = content_length(&head.headers);
+        let chunks = self.chunks(body, place).boxed();
+        wire::decode_answer(head.status, &head.headers, Value::Stream(ValueStream { length, chunks }))
+    }
+
+    async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
+        let query = list_query(list);
+        let request = self.request(Method::GET, &format!("/?{}", query), Some(namespace), Body::empty())?;
+        wire::decode_page(&self.ask_whole(request).await?)
+    }
+}
+
+#[async_trait]
+impl Writer for Remote {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+        let progress = Progress::new(&self.clock);
+        let request = match change {
+            Change::Delete => self.request(Method::DELETE, &key_path(key, &[]), Some(namespace), Body::empty())?,
+            Change::Put { value, metadata, expires } => {
+                let query = match expires {
+                    Expires::Never => None,
+                    Expires::At(seconds) => Some(("expiration", seconds)),
+                    Expires::After(seconds) => Some(("expiration_ttl", seconds)),
+                };
+                let path = key_path(key, query.as_slice());
+                let mut request = self.request(Method::PUT, &path, Some(namespace), progress.watched(value))?;
+                if let Some(metadata) = metadata {
+                    let metadata = wire::header_text(metadata)
+                        .ok_or_else(|| Error::new(Kind::MetadataInvalid, "metadata that no header can hold"))?;
+                    request.headers_mut().insert(wire::METADATA, metadata);
+                }
+                request
+            }
+        };
+        let _place = self.place().await?;
+        let response = self.send(request, &progress).await?;
+        wire::decode_written(response.headers())
+    }
+
+    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+        let body = Body::Whole(wire::encode_writes(&writes));
+        let request = self.request(Method::POST, wire::WRITE_PATH, Some(namespace), body)?;
+        wire::decode_outcomes(&self.ask_whole(request).await?)
+    }
+
+    async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
+        let body = Body::Whole(wire::encode_control(&ControlRequest { account, control })?);
+        let request = self.request(Method::POST, wire::CONTROL_PATH, None, body)?;
+        wire::decode_controlled(&self.ask_whole(request).await?)
+    }
+}
+
+/// When something last moved of a request being sent, and why its body failed if it did.
+#[derive(Clone)]
+struct Progress {
+    clock: Arc<dyn Clock>,
+    last: Arc<AtomicU64>,
+    failure: Arc<Mutex<Option<Error>>>,
+}
+
+impl Progress {
+    fn new(clock: &Arc<dyn Clock>) -> Progress {
+        let last = Arc::new(AtomicU64::new(clock.now().as_nanos()));
+        Progress { clock: Arc::clone(clock), last, failure: Arc::default() }
+    }
+
+    fn last(&self) -> Moment {
+        Moment::from_nanos(self.last.load(Ordering::Acquire))
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.failure.lock().expect("no holder of this lock can panic").take()
+    }
+
+    /// A value as a request's body, watched.
+    fn watched(&self, value: Value) -> Body {
+        if let Value::Whole(bytes) = value {
+            return Body::Whole(bytes);
+        }
+        let length = value.length();
+        let progress = self.clone();
+        let chunks = value.into_stream().map(move |chunk| {
+            progress.last.store(progress.clock.now().as_nanos(), Ordering::Release);
+            chunk.inspect_err(|error| {
+                *progress.failure.lock().expect("no holder of this lock can panic") = Some(error.copied());
+            })
+        });
+        Body::Stream { length, chunks: chunks.boxed() }
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn list_query(list: &List) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("key_count_limit", &list.limit.to_string());
+    // A prefix is the beginning of a key as a client wrote it, and so text.
+    query.append_pair("prefix", &String::from_utf8_lossy(&list.prefix));
+    if let Some(cursor) = &list.cursor {
+        query.append_pair("cursor", cursor);
+    }
+    query.finish()
+}
+
+/// A key as one segment of a path, everything but letters and digits encoded, with what a write says in its query.
+fn key_path(key: &Key, query: &[(&str, u64)]) -> String {
+    let encoded = percent_encoding::percent_encode(key.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+    let mut path = format!("/{encoded}?urlencoded=true");
+    for (name, value) in query {
+        path.push_str(&format!("&{name}={value}"));
+    }
+    path
+}

@@ -1,0 +1,507 @@
+//! A tier: looks in its cache, else asks its upstream, then keeps the answer.
+//!
+//! The rules have the names that ARCHITECTURE.md gives them: P1 to P4 for what an answer from above proves, R1 to R6 for what a read may be
+//! answered. Ages are never compared across machines: an answer is dated from the moment at which the question was sent.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::{
+    cache::{
+        entry::{Content, EntryKey, Kept, KeptValue},
+        flight::{Demand, Flights, Joined, Passing, Settled, Ticket},
+        health::Health,
+        memory::Memory,
+        tee::{Copy, CopyBudget, Passed, Tee},
+    },
+    clock::{self, Clock, Moment},
+    error::{Error, Kind, Result},
+    kv::{
+        AccountId, Answer, Backend, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
+        Read, Source, State, Value, ValueStream, Version, Writer, Written, reserved,
+    },
+};
+
+/// What an operator may set of a tier; `config.rs` says what each does.
+#[derive(Clone, Debug)]
+pub struct TierSettings {
+    pub name: String,
+    pub cache_bytes: u64,
+    pub cache_share_max: f64,
+    pub stale_if_unreachable: Duration,
+    pub upstream_deadline: Duration,
+    pub refills: usize,
+}
+
+/// Cheap to clone; all clones are the one tier.
+#[derive(Clone)]
+pub struct Tier(Arc<Shared>);
+
+struct Shared {
+    clock: Arc<dyn Clock>,
+    upstream: Arc<dyn Backend>,
+    flights: Arc<Flights>,
+    health: Health,
+    /// Background revalidations under way; while upstream recovers, all questions.
+    refills: Arc<Semaphore>,
+    copies: CopyBudget,
+    settings: TierSettings,
+}
+
+/// The share of a read's `max_age` that its question upstream may be answered with, so that a copy is still of use after the trip (R4).
+const UPSTREAM_SHARE: u32 = 2;
+/// The share of a read's `max_age` past which a hit also revalidates (R2), in sixteenths; each entry has its own, so that what was filled together is
+/// not refreshed together.
+const REFRESH_SIXTEENTHS: std::ops::Range<u64> = 11..14;
+/// How often a question is asked again because something overtook its answer.
+const ATTEMPTS: usize = 4;
+/// Values up to this length are collected and shared by all who asked; longer ones pass to the one who asked.
+const COLLECT_BYTES_MAX: u64 = 1 << 20;
+/// How long a read that could be answered stale waits for something better.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+/// While upstream recovers, one in so many hits that would revalidate does.
+const RECOVERY_SPARING: u64 = 8;
+
+#[async_trait]
+impl Source for Tier {
+    fn held(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Option<Answer> {
+        let key = EntryKey { namespace, key: key.clone() };
+        let now = self.0.clock.now();
+        let kept = self.look(&key, now)?;
+        let age = kept.age(now);
+        if age <= read.max_age && !read.max_age.is_zero() && kept.covers(read.at_least) {
+            if age > refresh_after(&kept, read.max_age) {
+                self.refresh(&key, read);
+            }
+            return Some(kept.answer(read, now, CacheStatus::Hit));
+        }
+        if self.0.health.is_down() && self.may_be_stale(&kept, read, now) {
+            self.refresh(&key, read);
+            return Some(kept.answer(read, now, CacheStatus::Stale));
+        }
+        None
+    }
+
+    async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
+        if let Some(answer) = self.held(namespace, key, read) {
+            return Ok(answer);
+        }
+        let key = EntryKey { namespace, key: key.clone() };
+        let mut demand = Demand { max_age: read.max_age / UPSTREAM_SHARE, at_least: read.at_least };
+        let mut alone = false;
+        for _ in 0..ATTEMPTS {
+            let Some(settled) = self.ask(&key, demand, alone, read).await else {
+                return self.stale(&key, read).ok_or_else(|| Error::unavailable("upstream is slow to answer"));
+            };
+            let now = self.0.clock.now();
+            let latest = demand.max_age.is_zero();
+            let (answer, age) = match settled {
+                Settled::Failed(error) if error.kind.is_outage() => {
+                    return self.stale(&key, read).ok_or_else(|| outage(&error));
+                }
+                Settled::Failed(error) => return Err(error.copied()),
+                Settled::Single(passing) => {
+                    let passing = passing.lock().expect("no holder of this lock can panic").take();
+                    let Some(passing) = passing else {
+                        // Somebody else has it: a value this large is not shared.
+                        alone = true;
+                        continue;
+                    };
+                    let Some(answer) = passing.answer(now) else {
+                        demand.max_age = Duration::ZERO;
+                        continue;
+                    };
+                    let age = answer.age;
+                    (answer, age)
+                }
+                Settled::Shared { kept, .. } if kept.is_expired(now) => {
+                    demand.max_age = Duration::ZERO;
+                    continue;
+                }
+                Settled::Shared { kept, status } => (kept.answer(read, now, status), kept.age(now)),
+            };
+            if age <= read.max_age || latest || answer.status == CacheStatus::Stale {
+                return Ok(answer);
+            }
+            // Too old for its reader after all (R4).
+            demand.max_age = Duration::ZERO;
+        }
+        Err(Error::unavailable(format!("the key changed each of the {ATTEMPTS} times it was asked for")))
+    }
+
+    async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
+        self.0.health.check()?;
+        let page = self.0.upstream.list(namespace, list).await;
+        self.0.health.observe(&page);
+        page.map_err(answered_below)
+    }
+}
+
+#[async_trait]
+impl Writer for Tier {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+        self.0.health.check()?;
+        let sent_at = self.0.clock.now();
+        let (change, copy) = self.copying(change);
+        let written = self.0.upstream.write(namespace, key, change).await;
+        self.0.health.observe(&written);
+        let written = written.map_err(answered_below)?;
+        self.keep_written(EntryKey { namespace, key: key.clone() }, &written, copy, sent_at);
+        Ok(written)
+    }
+
+    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+        self.0.health.check()?;
+        let sent_at = self.0.clock.now();
+        let mut copies = Vec::with_capacity(writes.len());
+        let mut changes = Vec::with_capacity(writes.len());
+        for (key, change) in writes {
+            let (change, copy) = self.copying(change);
+            copies.push((key.clone(), copy));
+            changes.push((key, change));
+        }
+        let outcomes = self.0.upstream.write_many(namespace, changes).await;
+        self.0.health.observe(&outcomes);
+        let outcomes = outcomes.map_err(answered_below)?;
+        if outcomes.len() != copies.len() {
+            return Err(Error::internal(format!("upstream answered {} of {} writes", outcomes.len(), copies.len())));
+        }
+        for ((key, copy), outcome) in copies.into_iter().zip(&outcomes) {
+            if let Ok(written) = outcome {
+                self.keep_written(EntryKey { namespace, key }, written, copy, sent_at);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
+        self.0.health.check()?;
+        let removed = match &control {
+            Control::RemoveNamespace { id } => Some(*id),
+            _ => None,
+        };
+        let outcome = self.0.upstream.control(account, control).await;
+        self.0.health.observe(&outcome);
+        let (controlled, version) = outcome.map_err(answered_below)?;
+        let changed = match &controlled {
+            Controlled::Namespace(namespace) => Some(reserved::namespace(account, namespace.id)),
+            Controlled::Token(token) => Some(reserved::token(&token.hash)),
+            Controlled::Done => removed.map(|id| reserved::namespace(account, id)),
+        };
+        if let Some(key) = changed {
+            self.0.flights.raise_floor(&EntryKey { namespace: NamespaceId::RESERVED, key }, version);
+        }
+        Ok((controlled, version))
+    }
+}
+
+impl Tier {
+    pub fn new(
+        upstream: Arc<dyn Backend>,
+        upstream_name: String,
+        clock: Arc<dyn Clock>,
+        settings: TierSettings,
+    ) -> Tier {
+        let memory = Memory::new(settings.cache_bytes, settings.cache_share_max, &*clock);
+        Tier(Arc::new(Shared {
+            flights: Arc::new(Flights::new(memory, &*clock)),
+            health: Health::new(Arc::clone(&clock), upstream_name, settings.upstream_deadline),
+            refills: Arc::new(Semaphore::new(settings.refills)),
+            copies: CopyBudget::new(settings.cache_bytes / 8),
+            clock,
+            upstream,
+            settings,
+        }))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0.settings.name
+    }
+
+    pub fn memory(&self) -> &Memory {
+        self.0.flights.memory()
+    }
+
+    /// What is held of a key and has not expired (P2).
+    fn look(&self, key: &EntryKey, now: Moment) -> Option<Arc<Kept>> {
+        let kept = self.memory().get(key)?;
+        if kept.is_expired(now) {
+            self.0.flights.drop_expired(key, &kept, now);
+            return None;
+        }
+        Some(kept)
+    }
+
+    /// Whether an entry may be answered although it is too old (R5).
+    fn may_be_stale(&self, kept: &Kept, read: &Read, now: Moment) -> bool {
+        !read.max_age.is_zero() && kept.covers(read.at_least) && kept.age(now) <= self.0.settings.stale_if_unreachable
+    }
+
+    /// The marked answer for when upstream has none (R5).
+    fn stale(&self, key: &EntryKey, read: &Read) -> Option<Answer> {
+        let now = self.0.clock.now();
+        let kept = self.look(key, now).filter(|kept| self.may_be_stale(kept, read, now))?;
+        Some(kept.answer(read, now, CacheStatus::Stale))
+    }
+
+    /// Joins or starts a question, and waits for its end; `None` when something stale may be answered sooner.
+    async fn ask(&self, key: &EntryKey, demand: Demand, alone: bool, read: &Read) -> Option<Settled> {
+        let flight = match self.0.flights.join(key, demand, alone) {
+            Joined::Following(flight) => flight,
+            Joined::Leading(ticket) => {
+                if let Err(error) = self.0.health.check() {
+                    return Some(Settled::Failed(Arc::new(error)));
+                }
+                let flight = Arc::clone(ticket.flight());
+                // A task of its own: whoever asked may go away, others still wait for the answer.
+                tokio::spawn(self.clone().fly(ticket, demand));
+                flight
+            }
+        };
+        let now = self.0.clock.now();
+        if self.look(key, now).is_some_and(|kept| self.may_be_stale(&kept, read, now)) {
+            return clock::within(&*self.0.clock, STALE_AFTER, flight.settled()).await.ok();
+        }
+        Some(flight.settled().await)
+    }
+
+    /// Revalidates in the background, if nobody does so already and there is room for it (R2).
+    fn refresh(&self, key: &EntryKey, read: &Read) {
+        let shared = &self.0;
+        if shared.health.is_recovering() && !shared.clock.random().is_multiple_of(RECOVERY_SPARING) {
+            return;
+        }
+        let Ok(place) = Arc::clone(&shared.refills).try_acquire_owned() else { return };
+        if shared.flights.is_asking(key) || !shared.health.may_ask() {
+            return;
+        }
+        let demand = Demand { max_age: read.max_age / UPSTREAM_SHARE, at_least: None };
+        if let Joined::Leading(ticket) = shared.flights.join(key, demand, false) {
+            let tier = self.clone();
+            tokio::spawn(async move {
+                let _place = place;
+                tier.fly(ticket, demand).await;
+            });
+        }
+    }
+
+    /// Asks upstream until there is an answer that nothing overtook, within the deadline.
+    async fn fly(self, ticket: Ticket, demand: Demand) {
+        let shared = &self.0;
+        let deadline = shared.settings.upstream_deadline;
+        let flight = Arc::clone(ticket.flight());
+        let question = clock::within(&*shared.clock, deadline, self.question(ticket, demand)).await;
+        let settled = question.unwrap_or_else(|_| {
+            let late = Error::new(Kind::Unreachable, format!("upstream did not answer within {deadline:?}"));
+            let late = Err::<(), _>(late);
+            shared.health.observe(&late);
+            late.map(|()| unreachable!("made as an error"))
+        });
+        match settled {
+            Ok(settled) => flight.settle(settled),
+            Err(error) => flight.settle(Settled::Failed(Arc::new(error))),
+        }
+    }
+
+    async fn question(&self, ticket: Ticket, demand: Demand) -> Result<Settled> {
+        let shared = &self.0;
+        let mut ticket = ticket;
+        let mut max_age = demand.max_age;
+        for _ in 0..ATTEMPTS {
+            let _place = match shared.health.is_recovering() {
+                true => shared.refills.acquire().await.ok(),
+                false => None,
+            };
+            let EntryKey { namespace, key } = ticket.key().clone();
+            let held = self.look(ticket.key(), shared.clock.now());
+            let read = Read { max_age, at_least: demand.at_least, held: held.as_deref().map(Kept::held) };
+            // P1: an answer is dated from before the question.
+            let sent_at = shared.clock.now();
+            let answer = shared.upstream.get(namespace, &key, &read).await;
+            shared.health.observe(&answer);
+            match self.take(ticket, answer?, held, sent_at).await? {
+                Taken::Settled(settled) => return Ok(settled),
+                Taken::Overtaken(again) => ticket = again,
+            }
+            // Whoever was overtaken asks past every cache.
+            max_age = Duration::ZERO;
+        }
+        Err(Error::unavailable(format!("answers were overtaken by writes {ATTEMPTS} times")))
+    }
+
+    /// Keeps an answer from above, if nothing newer passed meanwhile.
+    async fn take(&self, ticket: Ticket, answer: Answer, held: Option<Arc<Kept>>, sent_at: Moment) -> Result<Taken> {
+        let verified_at = sent_at - answer.age;
+        let expires_at = |left: Option<Duration>| left.map_or(Moment::MAX, |left| sent_at + left);
+        let status = match (&answer.state, &held) {
+            _ if answer.status == CacheStatus::Stale => CacheStatus::Stale,
+            (State::Unchanged { .. }, _) => CacheStatus::Revalidated,
+            (_, Some(_)) => CacheStatus::Expired,
+            (_, None) => CacheStatus::Miss,
+        };
+        let kept = match answer.state {
+            State::Absent => Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified_at)),
+            State::Unchanged { time_left } => match held {
+                Some(kept) if kept.is_present() && kept.version == answer.version => {
+                    kept.renew(verified_at, expires_at(time_left));
+                    kept
+                }
+                Some(kept) if !kept.is_present() => {
+                    Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified_at))
+                }
+                _ => {
+                    return Err(Error::internal(
+                        "upstream answered 'unchanged' to a question that named nothing like it",
+                    ));
+                }
+            },
+            State::Present(entry) => {
+                let expires_at = expires_at(entry.time_left);
+                let passing = Passing { entry, version: answer.version, verified_at, expires_at, status };
+                match self.collect(passing).await? {
+                    Collected::Kept(kept) => kept,
+                    Collected::Large(passing) => return Ok(self.pass(ticket, passing)),
+                }
+            }
+        };
+        if ticket.fill(&kept) {
+            return Ok(Taken::Settled(Settled::Shared { kept, status }));
+        }
+        Ok(Taken::Overtaken(ticket))
+    }
+
+    /// A value short enough to be shared, whole.
+    async fn collect(&self, passing: Passing) -> Result<Collected> {
+        let Entry { value, metadata, expiration, time_left } = passing.entry;
+        let length = value.length();
+        let value = match value {
+            Value::Whole(bytes) => KeptValue::Whole(bytes),
+            Value::Parts(parts) => KeptValue::Parts(parts),
+            Value::Stream(stream) if length.is_none_or(|length| length > COLLECT_BYTES_MAX) => {
+                let entry = Entry { value: Value::Stream(stream), metadata, expiration, time_left };
+                return Ok(Collected::Large(Passing { entry, ..passing }));
+            }
+            Value::Stream(stream) => {
+                let bytes = Value::Stream(stream).collect(COLLECT_BYTES_MAX).await?;
+                if Some(bytes.len() as u64) != length {
+                    return Err(Error::new(
+                        Kind::Unreachable,
+                        format!("upstream broke off after {} bytes of a value", bytes.len()),
+                    ));
+                }
+                KeptValue::Whole(bytes)
+            }
+        };
+        let content = Content::Present { value, metadata, expiration };
+        Ok(Collected::Kept(Arc::new(Kept::new(passing.version, content, passing.expires_at, passing.verified_at))))
+    }
+
+    /// Hands a large value on as it arrives, with a copy made on the way if it may be kept.
+    fn pass(&self, ticket: Ticket, passing: Passing) -> Taken {
+        if passing.version < ticket.flight().floor() {
+            return Taken::Overtaken(ticket);
+        }
+        let Entry { value, metadata, expiration, time_left } = passing.entry;
+        let length = value.length();
+        let length_max = self.memory().value_bytes_max();
+        let value = if length.is_some_and(|length| length <= length_max) {
+            let (version, expires_at, verified_at) = (passing.version, passing.expires_at, passing.verified_at);
+            let metadata = metadata.clone();
+            // The ticket lives as long as the copy is being made, so that what passes meanwhile raises its floor.
+            let at_end = move |copy: Option<KeptValue>| {
+                if let Some(value) = copy {
+                    let content = Content::Present { value, metadata, expiration };
+                    ticket.fill(&Arc::new(Kept::new(version, content, expires_at, verified_at)));
+                }
+            };
+            let copy = Copy::new(length_max, &self.0.copies);
+            let tee = Tee::new(value.into_stream(), copy, Box::new(at_end));
+            Value::Stream(ValueStream { length, chunks: Box::pin(tee) })
+        } else {
+            value
+        };
+        let passing = Passing { entry: Entry { value, metadata, expiration, time_left }, ..passing };
+        Taken::Settled(Settled::Single(Arc::new(std::sync::Mutex::new(Some(passing)))))
+    }
+
+    /// The change, and what will be known of its state once it is acknowledged.
+    fn copying(&self, change: Change) -> (Change, WrittenCopy) {
+        match change {
+            Change::Delete => (Change::Delete, WrittenCopy::Absent),
+            Change::Put { value: Value::Whole(bytes), metadata, expires } => {
+                let copy = WrittenCopy::Whole { value: bytes.clone(), metadata: metadata.clone() };
+                (Change::Put { value: Value::Whole(bytes), metadata, expires }, copy)
+            }
+            Change::Put { value, metadata, expires } => {
+                let passed = Passed::default();
+                let length = value.length();
+                let copy = Copy::new(self.memory().value_bytes_max(), &self.0.copies);
+                let at_end = passed.at_end(Arc::clone(&self.0.clock));
+                let chunks = Box::pin(Tee::new(value.into_stream(), copy, at_end));
+                let copy = WrittenCopy::Passed { passed, metadata: metadata.clone() };
+                (Change::Put { value: Value::Stream(ValueStream { length, chunks }), metadata, expires }, copy)
+            }
+        }
+    }
+
+    /// The location that wrote reads its own write at once (R6): it keeps the state, or, when that was too large, the floor.
+    fn keep_written(&self, key: EntryKey, written: &Written, copy: WrittenCopy, sent_at: Moment) {
+        // The write took effect after the last of it was sent; so from there its state's age and time left can be dated.
+        let (content, sent_at) = match copy {
+            WrittenCopy::Absent => (Some(Content::Absent), sent_at),
+            WrittenCopy::Whole { value, metadata } => {
+                let value = KeptValue::Whole(value);
+                (Some(Content::Present { value, metadata, expiration: written.expiration }), sent_at)
+            }
+            WrittenCopy::Passed { passed, metadata } => match passed.take() {
+                Some((Some(value), passed_at)) => {
+                    (Some(Content::Present { value, metadata, expiration: written.expiration }), passed_at)
+                }
+                _ => (None, sent_at),
+            },
+        };
+        match content {
+            Some(content) => {
+                let expires_at = written.time_left.map_or(Moment::MAX, |left| sent_at + left);
+                self.0.flights.keep_written(&key, &Arc::new(Kept::new(written.version, content, expires_at, sent_at)));
+            }
+            None => self.0.flights.raise_floor(&key, written.version),
+        }
+    }
+}
+
+enum Taken {
+    Settled(Settled),
+    /// A write passed that the answer does not cover.
+    Overtaken(Ticket),
+}
+
+enum Collected {
+    Kept(Arc<Kept>),
+    Large(Passing),
+}
+
+enum WrittenCopy {
+    Absent,
+    Whole { value: Bytes, metadata: Option<Bytes> },
+    Passed { passed: Passed, metadata: Option<Bytes> },
+}
+
+/// Past which age a hit also revalidates: a share of the read's `max_age` that differs a little from entry to entry.
+fn refresh_after(kept: &Kept, max_age: Duration) -> Duration {
+    let spread = REFRESH_SIXTEENTHS.end - REFRESH_SIXTEENTHS.start + 1;
+    let sixteenths = REFRESH_SIXTEENTHS.start + kept.verified_at().as_nanos() / 1024 % spread;
+    max_age.mul_f64(sixteenths as f64 / 16.0)
+}
+
+/// An outage seen from below: whoever asked us was answered, so to them we are there.
+fn outage(error: &Error) -> Error {
+    Error::unavailable(error.message.clone())
+}
+
+fn answered_below(error: Error) -> Error {
+    if error.kind == Kind::Unreachable { outage(&error) } else { error }
+}
