@@ -2,7 +2,9 @@
 
 pub mod api;
 pub mod cache;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod kv;
 pub mod limits;

@@ -81,7 +81,7 @@ pub enum UpstreamOutcome {
 macro_rules! label_values {
     ($name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
         impl $name {
-            const ALL: &'static [$name] = &[$($name::$variant),+];
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
 
             pub fn name(self) -> &'static str {
                 match self { $($name::$variant => $text),+ }

@@ -1,0 +1,218 @@
+//! From TOML to settings, section by section, with every problem on the way. What sections say about each other is `check.rs`.
+
+use std::{path::Path, time::Duration};
+
+use toml::de::DeTable;
+
+use super::{
+    Limits, Log, MIB, Origin, Problem, Rest, RestOn, Role, Secret, Server, Tier, Upstream,
+    section::{Findings, Placed, Section},
+    units,
+};
+
+/// A whole file, before its sections are checked against each other. What had a problem holds a default.
+pub(super) struct PlacedConfig {
+    pub(super) server: Server,
+    pub(super) admin_line: usize,
+    pub(super) cluster: Option<Secret>,
+    pub(super) has_cluster: bool,
+    pub(super) origin: Option<Placed<Origin>>,
+    pub(super) accounts: Vec<Placed<String>>,
+    pub(super) tiers: Vec<Placed<Tier>>,
+    pub(super) rest: Option<Placed<Rest>>,
+    pub(super) limits: Limits,
+}
+
+const SECRET_EXAMPLE: &str =
+    "secret_file = \"cluster.secret\", made by: head -c 32 /dev/urandom | base64 > cluster.secret";
+
+/// The file's settings, what is wrong with them one by one, and whether it could be read to its end.
+pub(super) fn file(text: &str, folder: &Path) -> (PlacedConfig, Vec<Problem>, bool) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let findings = Findings::new(text);
+    let mut problems: Vec<Problem> = errors
+        .iter()
+        .map(|error| Problem {
+            line: error.span().map_or(1, |span| findings.line(span.start)),
+            what: format!("this is not TOML: {}", error.message()),
+            instead: "name = \"text\", name = 1, or the head of a section such as [server]".to_owned(),
+        })
+        .collect();
+    let config = sections(Section::new(&findings, "the file", 1, table.into_inner()), folder);
+    // After an error of syntax only what is there, and stands on other lines, can be judged.
+    let broken: Vec<usize> = problems.iter().map(|problem| problem.line).collect();
+    let whole = broken.is_empty();
+    let found = findings.into_found().into_iter();
+    let judged = found.filter(|found| whole || !(found.missing || broken.contains(&found.problem.line)));
+    problems.extend(judged.map(|found| found.problem));
+    (config, problems, whole)
+}
+
+fn sections(mut file: Section<'_, '_>, folder: &Path) -> PlacedConfig {
+    let server = file.section("server", "[server]").map(server);
+    let cluster = file.section("cluster", "[cluster]").map(|section| cluster(section, folder));
+    let origin = file.section("origin", "[origin]").map(|section| origin(section, folder));
+    let accounts = file.sections("account", "[[account]]").into_iter().map(account).collect();
+    let tiers = file.sections("tier", "[[tier]]").into_iter().map(tier).collect();
+    let rest = file.section("rest", "[rest]").map(rest);
+    let limits = file.section("limits", "[limits]").map(limits);
+    let config = PlacedConfig {
+        admin_line: server.as_ref().map_or(1, |server| server.line("admin")),
+        server: server.map(|server| server.value).unwrap_or_default(),
+        has_cluster: cluster.is_some(),
+        cluster: cluster.flatten(),
+        origin,
+        accounts,
+        tiers,
+        rest,
+        limits: limits.unwrap_or_default(),
+    };
+    file.finish(config).value
+}
+
+fn millis(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {
+    Duration::from_millis(from)..=Duration::from_millis(to)
+}
+
+const MINUTE: u64 = 60 * 1000;
+const HOUR: u64 = 60 * MINUTE;
+const TIB: u64 = MIB * MIB;
+
+fn server(mut section: Section<'_, '_>) -> Placed<Server> {
+    let default = Server::default();
+    let log = |text: &str| match text {
+        "text" => Ok(Log::Text),
+        "json" => Ok(Log::Json),
+        other => Err(format!("'{}' is no form of a log", other.escape_debug())),
+    };
+    let server = Server {
+        location: section.text("location", "\"ams\"", name).unwrap_or(default.location),
+        log: section.text("log", "\"text\" or \"json\"", log).unwrap_or(default.log),
+        admin: section.text("admin", "\"127.0.0.1:7790\"", units::address),
+        shutdown_deadline: section.duration("shutdown_deadline", millis(0, HOUR)).unwrap_or(default.shutdown_deadline),
+    };
+    section.finish(server)
+}
+
+fn cluster(mut section: Section<'_, '_>, folder: &Path) -> Option<Secret> {
+    let given = section.text("secret", "\"at least 32 characters that nobody can guess\"", secret);
+    let from_file = section.text("secret_file", "\"cluster.secret\"", |path| {
+        let path = folder.join(path);
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("reading {}: {e}", path.display()))?;
+        secret(text.trim()).map_err(|what| format!("{}: {what}", path.display()))
+    });
+    match (section.is_there("secret"), section.is_there("secret_file")) {
+        (true, true) => section.refuse("secret", "there is a 'secret_file', too", "one of them"),
+        (false, false) => section.lacks("a secret", SECRET_EXAMPLE),
+        _ => {}
+    }
+    section.finish(given.or(from_file)).value
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    let chars = text.chars().count();
+    if chars < Secret::CHARS_MIN {
+        return Err(format!("a secret of {chars} characters can be guessed; it takes {}", Secret::CHARS_MIN));
+    }
+    // It travels in a header.
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("a secret is letters, digits and signs of ASCII, without spaces".to_owned());
+    }
+    Ok(Secret::new(text))
+}
+
+fn origin(mut section: Section<'_, '_>, folder: &Path) -> Placed<Origin> {
+    let path = |text: &str| if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(folder.join(text)) };
+    let data = section.needed("data", "\"/var/lib/kvasar\"", path);
+    let default = Origin::new(data.unwrap_or_default());
+    let origin = Origin {
+        id: section.number("id", 0..=255).unwrap_or(default.id),
+        listen: section.text("listen", "\"127.0.0.1:7701\"", units::address),
+        store_cache: section.size("store_cache", MIB..=TIB).unwrap_or(default.store_cache),
+        namespaces_per_account: section
+            .number("namespaces_per_account", 1..=1_000_000)
+            .unwrap_or(default.namespaces_per_account),
+        writes_per_key_per_second: section.number("writes_per_key_per_second", 1..=1_000_000),
+        ..default
+    };
+    section.finish(origin)
+}
+
+fn account(mut section: Section<'_, '_>) -> Placed<String> {
+    let name = section.needed("name", "\"default\"", name);
+    section.finish(name.unwrap_or_default())
+}
+
+fn tier(mut section: Section<'_, '_>) -> Placed<Tier> {
+    let role = |text: &str| {
+        let found = Role::ALL.into_iter().find(|role| role.name() == text);
+        found.ok_or_else(|| format!("'{}' is no role of a tier", text.escape_debug()))
+    };
+    let tier_name = |text: &str| match text {
+        "origin" => Err("'origin' always means the origin".to_owned()),
+        text => name(text),
+    };
+    let role = section.needed("role", "\"central\", \"regional\" or \"edge\"", role).unwrap_or(Role::Edge);
+    let name = section.needed("name", "\"ams\"", tier_name).unwrap_or_default();
+    let upstream =
+        section.needed("upstream", "\"origin\", the name of a tier in this file, or \"host:port\"", upstream);
+    let default = Tier::new(role, name, upstream.unwrap_or(Upstream::Origin));
+    let tier = Tier {
+        listen: section.text("listen", "\"127.0.0.1:7711\"", units::address),
+        delay: section.duration("delay", millis(0, MINUTE)).unwrap_or(default.delay),
+        cache: section.size("cache", MIB..=TIB).unwrap_or(default.cache),
+        cache_share_max: section.share("cache_share_max", 0.0001..=1.0).unwrap_or(default.cache_share_max),
+        stale_if_unreachable: section
+            .duration("stale_if_unreachable", millis(0, 365 * 24 * HOUR))
+            .unwrap_or(default.stale_if_unreachable),
+        control_max_age: section.duration("control_max_age", millis(0, 24 * HOUR)).unwrap_or(default.control_max_age),
+        upstream_deadline: section
+            .duration("upstream_deadline", millis(10, 10 * MINUTE))
+            .unwrap_or(default.upstream_deadline),
+        upstream_concurrency: section
+            .number("upstream_concurrency", 1..=100_000)
+            .unwrap_or(default.upstream_concurrency),
+        refills: section.number("refills", 1..=100_000).unwrap_or(default.refills),
+        ..default
+    };
+    section.finish(tier)
+}
+
+fn upstream(text: &str) -> Result<Upstream, String> {
+    match text {
+        "origin" => Ok(Upstream::Origin),
+        text if units::host_and_port(text) => Ok(Upstream::Remote(text.to_owned())),
+        text if text.contains(':') => Err(format!("'{}' is not host:port", text.escape_debug())),
+        text => name(text).map(Upstream::Tier),
+    }
+}
+
+fn rest(mut section: Section<'_, '_>) -> Placed<Rest> {
+    let on = |text: &str| match text {
+        "origin" => Ok(RestOn::Origin),
+        text => name(text).map(RestOn::Tier),
+    };
+    let listen = section.needed("listen", "\"127.0.0.1:7700\"", units::address);
+    let on = section.needed("on", "\"origin\" or the name of a central tier in this file", on);
+    let nowhere = ([127, 0, 0, 1], 0).into();
+    section.finish(Rest { listen: listen.unwrap_or(nowhere), on: on.unwrap_or(RestOn::Origin) })
+}
+
+fn limits(mut section: Section<'_, '_>) -> Limits {
+    let default = Limits::default();
+    let limits = Limits {
+        connections: section.number("connections", 1..=1_000_000).unwrap_or(default.connections),
+        requests_in_flight: section.number("requests_in_flight", 1..=1_000_000).unwrap_or(default.requests_in_flight),
+        buffered: section.size("buffered", MIB..=TIB).unwrap_or(default.buffered),
+        head_deadline: section.duration("head_deadline", millis(100, HOUR)).unwrap_or(default.head_deadline),
+        body_idle_deadline: section
+            .duration("body_idle_deadline", millis(100, HOUR))
+            .unwrap_or(default.body_idle_deadline),
+        idle_deadline: section.duration("idle_deadline", millis(100, 24 * HOUR)).unwrap_or(default.idle_deadline),
+    };
+    section.finish(limits).value
+}
+
+fn name(text: &str) -> Result<String, String> {
+    units::check_name(text).map(|()| text.to_owned())
+}
