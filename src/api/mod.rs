@@ -3,6 +3,7 @@
 //! `binding.rs` and `rest/` are the two surfaces; `auth.rs` is the only place where a token is compared; `body.rs` is what both read and write.
 //! `server.rs` serves a listener, behind `guard.rs`. No handler knows which role it serves: it holds a `Source` and a `Writer`.
 
+pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod guard;
