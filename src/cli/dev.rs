@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", hide_default_value = true)]
     pub admin: SocketAddr,
     /// Memory for each tier's cache
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = config::size)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = config::size)]
     pub cache: u64,
     /// Refuse what the hosted product refuses: more than one write a second to a key
     #[arg(long)]

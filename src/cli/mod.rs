@@ -4,8 +4,12 @@
 //! `config.rs`.
 
 pub mod check_config;
+pub mod client;
 pub mod dev;
+pub mod namespace;
 pub mod serve;
+pub mod token;
+pub mod workerd;
 
 use std::io::{ErrorKind, Write};
 
@@ -40,6 +44,9 @@ pub enum Command {
     Dev(dev::Arguments),
     Serve(serve::Arguments),
     CheckConfig(check_config::Arguments),
+    WorkerdConfig(workerd::Arguments),
+    Namespace(namespace::Arguments),
+    Token(token::Arguments),
 }
 
 impl Command {
@@ -48,6 +55,9 @@ impl Command {
             Command::Dev(arguments) => dev::run(arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::CheckConfig(arguments) => check_config::run(&arguments),
+            Command::WorkerdConfig(arguments) => workerd::run(&arguments),
+            Command::Namespace(arguments) => namespace::run(arguments).await,
+            Command::Token(arguments) => token::run(arguments).await,
         }
     }
 }

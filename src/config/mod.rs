@@ -21,7 +21,7 @@ use std::{
 
 use crate::error::{Error, Result};
 
-pub use units::{address, check_name, duration, size};
+pub use units::{address, check_name, duration, host_and_port, size};
 
 const MIB: u64 = 1024 * 1024;
 

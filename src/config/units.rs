@@ -49,7 +49,7 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Whom to ask: a host name or an IP address, and a port.
-pub(super) fn host_and_port(text: &str) -> bool {
+pub fn host_and_port(text: &str) -> bool {
     let Ok(authority) = text.parse::<http::uri::Authority>() else { return false };
     !authority.host().is_empty() && authority.port_u16().is_some_and(|port| port > 0) && !text.contains('@')
 }
