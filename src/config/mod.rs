@@ -134,14 +134,15 @@ pub enum RestOn {
     Tier(String),
 }
 
-/// What clients may take of the process, each listener by itself unless it says otherwise.
+/// What clients may take of the whole process.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections open at a time. Each costs some KiB; one more than this waits to be accepted.
+    /// Connections open at a time. Each costs some KiB; one more than this waits to be
+    /// accepted.
     pub connections: usize,
     /// Requests being answered at a time. More lets slow upstreams hold more memory; one more than this is answered 503.
     pub requests_in_flight: usize,
-    /// Bytes of bodies held in memory at a time, by the whole process. More lets more large values move at once.
+    /// Bytes of bodies held in memory at a time. More lets more large values move at once.
     pub buffered: u64,
     /// A request's head must be whole by then. Longer is kinder to slow links and to those who stall on purpose alike.
     pub head_deadline: Duration,

@@ -289,3 +289,29 @@ proptest::proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn the_shipped_examples_are_good_and_no_two_servers_share_a_port() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("cluster.secret"), "0123456789abcdef0123456789abcdef\n").expect("a secret");
+    let example = |name: &str| {
+        let text = std::fs::read_to_string(Path::new("examples/config").join(name)).expect("the example is there");
+        let parsed = Config::parse(&text, &folder.path().join(name));
+        parsed.unwrap_or_else(|problems| panic!("{name}: {problems:?}"))
+    };
+    let all_in_one = example("all-in-one.toml");
+    assert!(all_in_one.origin.is_some() && all_in_one.rest.is_some() && all_in_one.tiers.len() == 2);
+    let machines = [example("origin.toml"), example("region.toml"), example("edge.toml")];
+    assert_eq!(machines.iter().map(|machine| machine.tiers[0].role).collect::<Vec<_>>(), Role::ALL);
+    for (upper, lower) in machines.iter().zip(&machines[1..]) {
+        let listens = upper.tiers[0].listen.expect("the upper one listens");
+        assert_eq!(lower.tiers[0].upstream, Upstream::Remote(listens.to_string()));
+    }
+    let tiers = machines.iter().flat_map(|machine| &machine.tiers).filter_map(|tier| tier.listen);
+    let admins = machines.iter().filter_map(|machine| machine.server.admin);
+    let mut ports: Vec<u16> = tiers.chain(admins).map(|address| address.port()).collect();
+    let count = ports.len();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), count);
+}
