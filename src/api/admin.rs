@@ -1,6 +1,12 @@
 //! The admin port: whether the process lives, whether it is ready, and what it counts. It asks for no credential and shows no data of users.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -9,29 +15,20 @@ use super::{
     body::{Request, Response, ResponseBody},
     server::{Handler, told},
 };
-use crate::{
-    error::Result,
-    metrics::{Metrics, Operation},
-};
+use crate::metrics::{Metrics, Operation};
 
 /// What the text of [`Metrics::render`] is, in the words of OpenMetrics 1.0.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub struct Admin {
     metrics: Arc<Metrics>,
-    ready: Box<dyn Fn() -> Result<()> + Send + Sync>,
-    sample: Box<dyn Fn() + Send + Sync>,
+    ready: Arc<AtomicBool>,
 }
 
 impl Admin {
-    /// `ready` says why the process should get no requests now, if it shouldn't. `sample` sets, before each answer of `/metrics`, what is
-    /// measured rather than counted, such as the bytes that caches hold.
-    pub fn new(
-        metrics: Arc<Metrics>,
-        ready: impl Fn() -> Result<()> + Send + Sync + 'static,
-        sample: impl Fn() + Send + Sync + 'static,
-    ) -> Admin {
-        Admin { metrics, ready: Box::new(ready), sample: Box::new(sample) }
+    /// `ready` is set while the process should get requests.
+    pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>) -> Admin {
+        Admin { metrics, ready }
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response {
@@ -45,12 +42,9 @@ impl Admin {
         }
         match path {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match (self.ready)() {
-                Ok(()) => text(StatusCode::OK, "ready\n"),
-                Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),
-            },
+            "/readyz" if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n"),
             _ => {
-                (self.sample)();
                 let mut response = text(StatusCode::OK, self.metrics.render());
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
                 response
@@ -74,10 +68,7 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use super::*;
-    use crate::error::Error;
 
     fn ask(admin: &Admin, method: Method, path: &str) -> (u16, String) {
         let response = admin.answer(&method, path);
@@ -88,25 +79,19 @@ mod tests {
 
     #[test]
     fn readiness_follows_the_process_and_health_does_not() {
-        let up = Arc::new(AtomicBool::new(false));
-        let ready = {
-            let up = Arc::clone(&up);
-            move || {
-                if up.load(Ordering::Relaxed) { Ok(()) } else { Err(Error::unavailable("the store is being opened")) }
-            }
-        };
-        let admin = Admin::new(Arc::default(), ready, || {});
-        assert_eq!(ask(&admin, Method::GET, "/readyz"), (503, "not ready: the store is being opened\n".to_owned()));
+        let ready = Arc::new(AtomicBool::new(false));
+        let admin = Admin::new(Arc::default(), Arc::clone(&ready));
+        assert_eq!(ask(&admin, Method::GET, "/readyz"), (503, "starting or stopping\n".to_owned()));
         assert_eq!(ask(&admin, Method::GET, "/healthz"), (200, "ok\n".to_owned()));
-        up.store(true, Ordering::Relaxed);
+        ready.store(true, Ordering::Release);
         assert_eq!(ask(&admin, Method::GET, "/readyz"), (200, "ready\n".to_owned()));
     }
 
     #[test]
-    fn metrics_are_sampled_before_they_are_shown() {
+    fn what_was_counted_is_shown() {
         let metrics = Arc::new(Metrics::default());
-        let tier = metrics.tier("home");
-        let admin = Admin::new(Arc::clone(&metrics), || Ok(()), move || tier.holds(3, 500));
+        metrics.tier("home").holds(3, 500);
+        let admin = Admin::new(metrics, Arc::default());
         let (status, shown) = ask(&admin, Method::GET, "/metrics");
         assert_eq!(status, 200);
         assert!(shown.contains("kvasar_cache_held_bytes{tier=\"home\"} 500\n"), "{shown}");
@@ -114,7 +99,7 @@ mod tests {
 
     #[test]
     fn other_paths_and_methods_are_refused() {
-        let admin = Admin::new(Arc::default(), || Ok(()), || {});
+        let admin = Admin::new(Arc::default(), Arc::default());
         assert_eq!(ask(&admin, Method::GET, "/").0, 404);
         assert_eq!(ask(&admin, Method::POST, "/metrics").0, 405);
     }
