@@ -1,3 +1,5 @@
+//! What a configuration may say, and what is said about one that may not.
+
 use std::path::Path;
 
 use super::*;
