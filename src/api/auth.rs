@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    clock::{Clock, Moment},
+    clock::{self, Clock, Moment},
     error::{Error, Kind, Result},
     kv::{Account, AccountId, Answer, Namespace, NamespaceId, Read, Rights, Source, State, Token, TokenHash, reserved},
 };
@@ -151,6 +151,12 @@ impl Identity {
 /// The hash under which a secret is known.
 pub fn hash(secret: &str) -> TokenHash {
     TokenHash::from_digest(Sha256::digest(secret.as_bytes()).into())
+}
+
+/// The text of a new token: letters, digits, `-` and `_` only, since clients check that, with 256 bits of chance.
+pub fn new_secret(clock: &dyn Clock) -> String {
+    use base64::Engine;
+    format!("kvs_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(clock::random_bytes::<32>(clock)))
 }
 
 fn same(a: &TokenHash, b: &TokenHash) -> bool {

@@ -505,3 +505,6 @@ fn outage(error: &Error) -> Error {
 fn answered_below(error: Error) -> Error {
     if error.kind == Kind::Unreachable { outage(&error) } else { error }
 }
+
+#[cfg(test)]
+mod tests;
