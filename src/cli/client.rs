@@ -26,8 +26,8 @@ pub const BASE_URL_DEFAULT: &str = "http://127.0.0.1:7700/client/v4";
 pub const ENVIRONMENT: &str = "\
 Environment, the same as wrangler's:
   CLOUDFLARE_API_BASE_URL                     the server [default: http://127.0.0.1:7700/client/v4]
-  CLOUDFLARE_API_TOKEN                        a token, or else
-  CLOUDFLARE_API_KEY and CLOUDFLARE_EMAIL     the same as a pair
+  CLOUDFLARE_API_TOKEN                        a token; or, and before it,
+  CLOUDFLARE_API_KEY and CLOUDFLARE_EMAIL     a token and any address
   CLOUDFLARE_ACCOUNT_ID                       the account, where a token's is not meant";
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -79,8 +79,9 @@ impl Client {
         check_base(&base)?;
         let email = variable("CLOUDFLARE_EMAIL").or_else(|| variable("CLOUDFLARE_API_EMAIL"));
         let credentials = match (variable("CLOUDFLARE_API_TOKEN"), variable("CLOUDFLARE_API_KEY"), email) {
+            // wrangler prefers the pair, too.
+            (_, Some(key), Some(email)) => Credentials::KeyAndEmail(key, email),
             (Some(token), _, _) => Credentials::Token(token),
-            (None, Some(key), Some(email)) => Credentials::KeyAndEmail(key, email),
             _ => {
                 let what = "no credential: set CLOUDFLARE_API_TOKEN (`kvasar dev` prints one), or CLOUDFLARE_API_KEY and CLOUDFLARE_EMAIL";
                 return Err(Error::new(Kind::Unauthenticated, what));
