@@ -212,6 +212,8 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn client(variables: &[(&str, &str)]) -> Result<Client> {
@@ -247,6 +249,57 @@ mod tests {
         check(&with_base("https://example.com/client/v4"), "is https");
         check(&with_base("example.com"), "is not a URL");
         check(&with_base("ht tp://"), "is not a URL");
+    }
+
+    /// A server that gives these answers, one a connection, and tells what it was asked.
+    async fn answering(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}/client/v4", listener.local_addr().expect("an address"));
+        let task = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") && !request.ends_with(b"}") {
+                    assert!(stream.read_buf(&mut request).await.expect("a request") > 0, "the request is whole");
+                }
+                asked.push(String::from_utf8(request).expect("a request in UTF-8"));
+                stream.write_all(answer.as_bytes()).await.expect("an answer");
+            }
+            asked
+        });
+        (base, task)
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn the_only_account_of_a_token_need_not_be_named() {
+        let account = "0123456789abcdef0123456789abcdef";
+        let found = format!(r#"{{"success":true,"errors":[],"result":[{{"id":"{account}","name":"default"}}]}}"#);
+        let (base, server) = answering(vec![answer("200 OK", &found)]).await;
+        let client = client(&[("CLOUDFLARE_API_TOKEN", "t"), ("CLOUDFLARE_API_BASE_URL", &base)]).expect("enough");
+        assert_eq!(client.account().await.expect("an account").to_string(), account);
+        let asked = server.await.expect("the server ends");
+        assert!(asked[0].starts_with("GET /client/v4/accounts HTTP/1.1\r\n"), "{}", asked[0]);
+        assert!(asked[0].contains("authorization: Bearer t\r\n"), "{}", asked[0]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_with_its_text_and_code() {
+        let taken = r#"{"success":false,"errors":[{"code":10014,"message":"taken"}],"messages":[],"result":null}"#;
+        let (base, server) =
+            answering(vec![answer("400 Bad Request", taken), answer("502 Bad Gateway", "<html>")]).await;
+        let client = client(&[("CLOUDFLARE_API_TOKEN", "t"), ("CLOUDFLARE_API_BASE_URL", &base)]).expect("enough");
+        let body = serde_json::json!({ "title": "x" });
+        let refused = client.call::<Json>("creating 'x'", Method::POST, "/n", Some(&body)).await.expect_err("refused");
+        assert_eq!(refused.to_string(), "creating 'x': taken (code 10014), status 400");
+        let foreign = client.call::<Json>("creating 'x'", Method::POST, "/n", Some(&body)).await.expect_err("refused");
+        assert!(foreign.to_string().contains("answered 502 Bad Gateway, and not in the API's form"), "{foreign}");
+        let asked = server.await.expect("the server ends");
+        assert!(asked[0].ends_with("{\"title\":\"x\"}"), "{}", asked[0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod check_config;
 pub mod client;
 pub mod dev;
+pub mod log;
 pub mod namespace;
 pub mod serve;
 pub mod token;
