@@ -49,7 +49,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 23] = [
+    pub const ALL: [Kind; 23] = [
         Kind::BadRequest,
         Kind::KeyIllegal,
         Kind::KeyTooLong,

@@ -6,5 +6,9 @@
 pub mod admin;
 pub mod auth;
 pub mod body;
+pub mod budget;
+pub mod error;
 pub mod guard;
+pub mod json;
+pub mod query;
 pub mod server;
