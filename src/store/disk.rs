@@ -1,1 +1,352 @@
-//! (being written)
+//! The store on the local disk: an LSM tree per table (fjall), one journal for all of them.
+//!
+//! Promises what the contract does. A batch goes into the journal in one piece, is fsynced if it is to be, and only then becomes visible, so a
+//! reader never sees a synced batch that a loss of power could still take back. Checksums cover the journal, each block of the tables and each
+//! large value. A data folder belongs to one process at a time, and only its owner may look into it.
+//!
+//! Does not know what the rows mean. Does not compress: values are often compressed already, and the rest is small.
+//!
+//! The folder holds `format` (what wrote it), `lock` (who has it) and `tables/` (fjall's own files).
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{ErrorKind, Write as _},
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable as _,
+    config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
+};
+
+use super::{Batch, Durability, RowChange, Store, Table};
+use crate::error::{Error, Result};
+
+const FORMAT_FILE: &str = "format";
+const LOCK_FILE: &str = "lock";
+const TABLES_FOLDER: &str = "tables";
+/// The only format so far. A change that older binaries can't read raises the number.
+const FORMAT: &str = "kvasar-store 1";
+/// How much is kept in memory of each table before it is written out as one sorted file.
+const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// Chunks at least this long live outside the tree, so that compactions don't copy them.
+const SEPARATED_BYTES_MIN: u32 = 1024;
+
+pub struct DiskStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// What went wrong with the first commit that failed.
+    failed: OnceLock<String>,
+    keyspaces: Vec<Keyspace>,
+    database: Database,
+    /// Held until the database has closed: fields are dropped in this order.
+    _lock: File,
+}
+
+impl DiskStore {
+    /// Opens the store in a folder, or makes one there if it is empty or missing. Blocks; `cache_bytes` bounds the cache of blocks.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<DiskStore> {
+        let lock = claim(dir)?;
+        let opening = |e: fjall::Error| {
+            Error::internal(format!("opening the tables in the data folder {}", dir.display())).with_source(e)
+        };
+        let database = Database::builder(dir.join(TABLES_FOLDER)).cache_size(cache_bytes).open().map_err(opening)?;
+        let keyspaces = Table::ALL
+            .into_iter()
+            .map(|table| database.keyspace(table.name(), || options(table)).map_err(opening))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(DiskStore { shared: Arc::new(Shared { failed: OnceLock::new(), keyspaces, database, _lock: lock }) })
+    }
+
+    /// Runs a piece of blocking work where it holds up nobody.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> Result<T> + Send + 'static) -> Result<T> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || work(&shared))
+            .await
+            .map_err(|e| Error::internal("a thread of the disk store ended early").with_source(e))?
+    }
+}
+
+#[async_trait]
+impl Store for DiskStore {
+    async fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>> {
+        let key = Bytes::copy_from_slice(key);
+        self.blocking(move |shared| shared.get(table, &key)).await
+    }
+
+    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
+        self.blocking(move |shared| keys.iter().map(|key| shared.get(table, key)).collect()).await
+    }
+
+    async fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        self.blocking(move |shared| shared.scan(table, from, to, limit)).await
+    }
+
+    async fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
+        self.blocking(move |shared| shared.commit(batch, durability)).await
+    }
+}
+
+impl Shared {
+    fn keyspace(&self, table: Table) -> &Keyspace {
+        &self.keyspaces[table as usize]
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>> {
+        let found = self.keyspace(table).get(key).map_err(|e| reading(table, e))?;
+        Ok(found.map(|value| owned(table, value)))
+    }
+
+    fn scan(&self, table: Table, from: Vec<u8>, to: Vec<u8>, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        if !to.is_empty() && from >= to {
+            return Ok(Vec::new());
+        }
+        let snapshot = self.database.snapshot();
+        let keyspace = self.keyspace(table);
+        let rows = if to.is_empty() { snapshot.range(keyspace, from..) } else { snapshot.range(keyspace, from..to) };
+        rows.take(limit)
+            .map(|row| {
+                let (key, value) = row.into_inner().map_err(|e| reading(table, e))?;
+                Ok((Bytes::copy_from_slice(&key), owned(table, value)))
+            })
+            .collect()
+    }
+
+    fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
+        if let Some(cause) = self.failed.get() {
+            return Err(Error::internal(format!("the disk store is read-only since a commit failed: {cause}")));
+        }
+        let mode = match durability {
+            Durability::Synced => PersistMode::SyncAll,
+            Durability::Buffered => PersistMode::Buffer,
+        };
+        // An empty batch writes nothing, but a synced one still promises what came before it.
+        let committed = if batch.is_empty() { self.database.persist(mode) } else { self.write_batch(batch, mode) };
+        committed.map_err(|e| {
+            // Whoever failed first says why; of two at once either will do.
+            let _ = self.failed.set(e.to_string());
+            Error::internal("committing a batch to the disk").with_source(e)
+        })
+    }
+
+    fn write_batch(&self, batch: Batch, mode: PersistMode) -> fjall::Result<()> {
+        // Within a batch all rows get one sequence number in fjall, so of several changes of a row only the last may go in.
+        let mut last: HashMap<(Table, Bytes), usize> = HashMap::with_capacity(batch.changes.len());
+        for (i, change) in batch.changes.iter().enumerate() {
+            last.insert((change.table, change.key.clone()), i);
+        }
+        let mut writes = self.database.batch().durability(Some(mode));
+        for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
+            if last.get(&(table, key.clone())) != Some(&i) {
+                continue;
+            }
+            match value {
+                Some(value) => writes.insert(self.keyspace(table), key, value),
+                None => writes.remove(self.keyspace(table), key),
+            }
+        }
+        writes.commit()
+    }
+}
+
+/// Rows of small values are copied out of the block that they were read in, which they would otherwise keep in memory whole. A chunk has a
+/// buffer of its own.
+fn owned(table: Table, value: fjall::UserValue) -> Bytes {
+    if table == Table::Chunk { value.into() } else { Bytes::copy_from_slice(&value) }
+}
+
+fn reading(table: Table, source: fjall::Error) -> Error {
+    Error::internal(format!("reading the table '{}' on the disk", table.name())).with_source(source)
+}
+
+fn options(table: Table) -> KeyspaceCreateOptions {
+    let options = KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+    match table {
+        // Most reads of keys that are not there stop at a filter; a hash index within blocks shortens those of keys that are.
+        Table::Entry => options
+            .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
+            .data_block_hash_ratio_policy(HashRatioPolicy::all(0.75)),
+        Table::Chunk => {
+            options.with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN)))
+        }
+        Table::Expiry | Table::Reclaim | Table::Meta => options,
+    }
+}
+
+/// Takes the folder for this process, checks that it is ours and readable by this version, and marks an empty one as ours.
+fn claim(dir: &Path) -> Result<File> {
+    let failed = |doing: &str, e: std::io::Error| {
+        Error::internal(format!("{doing} the data folder {}", dir.display())).with_source(e)
+    };
+    create_private(dir).map_err(|e| failed("making", e))?;
+    // The lock comes first, so that of two processes that start on an empty folder only one marks it. The check before it keeps
+    // us from leaving a file in somebody else's folder.
+    check_ours(dir)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(LOCK_FILE))
+        .map_err(|e| failed("opening the lock of", e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::internal(format!(
+                "the data folder {} is in use by another process; stop that one, or give this one a folder of its own",
+                dir.display()
+            )));
+        }
+        Err(TryLockError::Error(e)) => return Err(failed("locking", e)),
+    }
+    match fs::read(dir.join(FORMAT_FILE)) {
+        Ok(found) => check_format(dir, &found)?,
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            write_format(dir).map_err(|e| failed("writing the format of", e))?;
+        }
+        Err(e) => return Err(failed("reading the format of", e)),
+    }
+    Ok(lock)
+}
+
+/// A folder is ours if it says so, or holds nothing but the lock of a start that got no further.
+fn check_ours(dir: &Path) -> Result<()> {
+    let failed =
+        |e: std::io::Error| Error::internal(format!("looking into the data folder {}", dir.display())).with_source(e);
+    let mut foreign = None;
+    for file in fs::read_dir(dir).map_err(failed)? {
+        let name = file.map_err(failed)?.file_name();
+        if name == FORMAT_FILE {
+            return Ok(());
+        }
+        if name != LOCK_FILE && name != FORMAT_BEING_WRITTEN {
+            foreign = Some(name);
+        }
+    }
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(Error::internal(format!(
+            "the data folder {} is not empty and was not made by kvasar: it holds '{}' but no '{FORMAT_FILE}' file; \
+             give an empty or new folder",
+            dir.display(),
+            name.display()
+        ))),
+    }
+}
+
+fn check_format(dir: &Path, found: &[u8]) -> Result<()> {
+    let found = String::from_utf8_lossy(found);
+    let found = found.trim_end();
+    if found == FORMAT {
+        return Ok(());
+    }
+    let shown: String = found.chars().take(80).collect();
+    let newer = found.strip_prefix("kvasar-store ").and_then(|number| number.parse::<u32>().ok());
+    let advice = match newer {
+        Some(_) => "run the version of kvasar that wrote it, or one newer than this",
+        None => "the file is damaged or not kvasar's; restore the folder from a backup, or give another folder",
+    };
+    Err(Error::internal(format!(
+        "the data folder {} has the format '{}', and this version knows only '{FORMAT}': {advice}",
+        dir.display(),
+        shown.escape_debug()
+    )))
+}
+
+const FORMAT_BEING_WRITTEN: &str = "format.new";
+
+/// Whole or not at all, whenever the machine stops.
+fn write_format(dir: &Path) -> std::io::Result<()> {
+    let being_written = dir.join(FORMAT_BEING_WRITTEN);
+    let mut file = File::create(&being_written)?;
+    file.write_all(format!("{FORMAT}\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&being_written, dir.join(FORMAT_FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+/// Makes the folder, readable by its owner alone; an existing one is made so too.
+fn create_private(dir: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mut permissions = fs::metadata(dir)?.permissions();
+        if permissions.mode() & 0o077 != 0 {
+            permissions.set_mode(0o700);
+            fs::set_permissions(dir, permissions)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(dir: &Path) -> String {
+        match DiskStore::open(dir, 1 << 20) {
+            Ok(_) => panic!("the folder was accepted"),
+            Err(error) => error.message,
+        }
+    }
+
+    #[test]
+    fn an_unknown_format_is_refused_and_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |format: &str, expected: &str| {
+            fs::write(dir.path().join(FORMAT_FILE), format).unwrap();
+            let message = refusal(dir.path());
+            assert!(message.contains(&format!("has the format '{}'", format.trim_end())), "{message}");
+            assert!(message.contains("knows only 'kvasar-store 1'"), "{message}");
+            assert!(message.contains(expected), "{message}");
+        };
+        check("kvasar-store 2\n", "run the version of kvasar that wrote it");
+        check("kvasar-store", "restore the folder from a backup");
+        check("", "restore the folder from a backup");
+    }
+
+    #[test]
+    fn somebody_elses_folder_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "years of work").unwrap();
+        let message = refusal(dir.path());
+        assert!(message.contains("it holds 'thesis.txt' but no 'format' file"), "{message}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_is_one_stores_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(dir.path(), 1 << 20).unwrap();
+        let message = refusal(dir.path());
+        assert!(message.contains("is in use by another process"), "{message}");
+        assert!(message.contains(&dir.path().display().to_string()), "{message}");
+        drop(store);
+        DiskStore::open(dir.path(), 1 << 20).unwrap();
+    }
+
+    #[test]
+    fn a_start_that_got_no_further_than_the_lock_is_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(LOCK_FILE), "").unwrap();
+        fs::write(dir.path().join(FORMAT_BEING_WRITTEN), "kvas").unwrap();
+        DiskStore::open(dir.path(), 1 << 20).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_look_into_the_folder() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let _store = DiskStore::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

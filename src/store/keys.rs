@@ -1,1 +1,399 @@
-//! (being written)
+//! The layout of every row: what its key and its value are made of.
+//!
+//! Numbers are big-endian, so that rows sort by them. A value that may change its shape begins with a format byte. Decoders take any bytes: what is
+//! not a row of ours is an error that names the row, never a panic.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::{
+    error::{Error, Result},
+    kv::{Key, NamespaceId, Version},
+    limits,
+};
+
+/// Names the chunks of one value. Minted by the origin, never used twice in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub u64);
+
+/// **Entry**: one per entry that exists; a deleted one leaves no row.
+///
+/// Key: namespace (16 bytes), key (1 to 512 bytes). So a namespace is one range, in the order of its keys.
+///
+/// Value: format (1 byte, 1), version (8), flags (1), expiration (8, with flag 1), length of the metadata (4) and the metadata (both with
+/// flag 2), length of the value (8), then with flag 4 the id of its chunks (8), else the value itself to the row's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub version: Version,
+    /// Absolute Unix seconds.
+    pub expiration: Option<u64>,
+    pub metadata: Option<Bytes>,
+    /// Of the value, in bytes.
+    pub length: u64,
+    pub place: Place,
+}
+
+/// Where an entry's value is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Inline(Bytes),
+    Chunked(ValueId),
+}
+
+const RECORD_FORMAT: u8 = 1;
+const FLAG_EXPIRATION: u8 = 1;
+const FLAG_METADATA: u8 = 2;
+const FLAG_CHUNKED: u8 = 4;
+
+pub fn entry(namespace: NamespaceId, key: &[u8]) -> Bytes {
+    let mut row = BytesMut::with_capacity(16 + key.len());
+    row.put_slice(&namespace.to_bytes());
+    row.put_slice(key);
+    row.freeze()
+}
+
+/// The namespace and the key of an entry's row.
+pub fn parse_entry(row: &Bytes) -> Result<(NamespaceId, Key)> {
+    let Some((namespace, key)) = row.split_first_chunk::<16>() else {
+        return Err(garbled("the key of an entry", row));
+    };
+    let key = Key::new(row.slice_ref(key)).map_err(|e| garbled("the key of an entry", row).with_source(e))?;
+    Ok((NamespaceId::from_bytes(*namespace), key))
+}
+
+impl Record {
+    pub fn encode(&self) -> Bytes {
+        let metadata_length = self.metadata.as_ref().map_or(0, Bytes::len);
+        let inline = match &self.place {
+            Place::Inline(value) => value.len(),
+            Place::Chunked(_) => 8,
+        };
+        let mut row = BytesMut::with_capacity(30 + metadata_length + inline);
+        row.put_u8(RECORD_FORMAT);
+        row.put_u64(self.version.as_u64());
+        let chunked = matches!(self.place, Place::Chunked(_));
+        row.put_u8(
+            (if self.expiration.is_some() { FLAG_EXPIRATION } else { 0 })
+                | (if self.metadata.is_some() { FLAG_METADATA } else { 0 })
+                | (if chunked { FLAG_CHUNKED } else { 0 }),
+        );
+        if let Some(expiration) = self.expiration {
+            row.put_u64(expiration);
+        }
+        if let Some(metadata) = &self.metadata {
+            row.put_u32(u32::try_from(metadata.len()).expect("metadata is far shorter than 4 GiB"));
+            row.put_slice(metadata);
+        }
+        row.put_u64(self.length);
+        match &self.place {
+            Place::Inline(value) => {
+                assert_eq!(value.len() as u64, self.length, "an inline value has the length that its record says");
+                row.put_slice(value);
+            }
+            Place::Chunked(id) => row.put_u64(id.0),
+        }
+        row.freeze()
+    }
+
+    /// Reads the value of the entry's row `key`, without copying metadata or value.
+    pub fn decode(key: &[u8], value: &Bytes) -> Result<Record> {
+        Record::decode_parts(value).ok_or_else(|| garbled("the record of an entry", key))
+    }
+
+    fn decode_parts(row: &Bytes) -> Option<Record> {
+        let mut rest = &row[..];
+        if take::<1>(&mut rest)? != [RECORD_FORMAT] {
+            return None;
+        }
+        let version = u64::from_be_bytes(take(&mut rest)?);
+        let [flags] = take::<1>(&mut rest)?;
+        if version >> 63 != 0 || flags & !(FLAG_EXPIRATION | FLAG_METADATA | FLAG_CHUNKED) != 0 {
+            return None;
+        }
+        let expiration = if flags & FLAG_EXPIRATION != 0 { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
+        let metadata = if flags & FLAG_METADATA != 0 {
+            let length = u32::from_be_bytes(take(&mut rest)?) as usize;
+            let (metadata, after) = rest.split_at_checked(length)?;
+            rest = after;
+            Some(row.slice_ref(metadata))
+        } else {
+            None
+        };
+        let length = u64::from_be_bytes(take(&mut rest)?);
+        let place = if flags & FLAG_CHUNKED != 0 {
+            let id = ValueId(u64::from_be_bytes(take(&mut rest)?));
+            if !rest.is_empty() || length > limits::VALUE_BYTES_MAX {
+                return None;
+            }
+            Place::Chunked(id)
+        } else {
+            if rest.len() as u64 != length {
+                return None;
+            }
+            Place::Inline(row.slice_ref(rest))
+        };
+        Some(Record { version: Version::from_u64(version), expiration, metadata, length, place })
+    }
+}
+
+/// **Chunk**: the bytes of a value, [`limits::CHUNK_BYTES`] in each row but the last. Written before the entry that names them, removed
+/// after it has gone.
+///
+/// Key: value id (8 bytes), number of the chunk from 0 (4). Value: the bytes.
+pub fn chunk(id: ValueId, number: u32) -> Bytes {
+    let mut row = BytesMut::with_capacity(12);
+    row.put_u64(id.0);
+    row.put_u32(number);
+    row.freeze()
+}
+
+/// How many chunks a value has.
+pub fn chunks_of(length: u64) -> u32 {
+    u32::try_from(length.div_ceil(limits::CHUNK_BYTES as u64)).unwrap_or(u32::MAX)
+}
+
+/// **Expiry**: one per entry that expires, as long as it has that expiration.
+///
+/// Key: expiration in Unix seconds (8 bytes), namespace (16), key. Value: empty.
+pub fn expiry(expiration: u64, namespace: NamespaceId, key: &[u8]) -> Bytes {
+    let mut row = BytesMut::with_capacity(24 + key.len());
+    row.put_u64(expiration);
+    row.put_slice(&namespace.to_bytes());
+    row.put_slice(key);
+    row.freeze()
+}
+
+pub fn parse_expiry(row: &Bytes) -> Result<(u64, NamespaceId, Key)> {
+    let Some((expiration, rest)) = row.split_first_chunk::<8>() else {
+        return Err(garbled("the key of an expiry", row));
+    };
+    let (namespace, key) =
+        parse_entry(&row.slice_ref(rest)).map_err(|e| garbled("the key of an expiry", row).with_source(e))?;
+    Ok((u64::from_be_bytes(*expiration), namespace, key))
+}
+
+/// Before which all rows of entries that have expired at `now` (Unix seconds) sort.
+pub fn expiry_end(now: u64) -> Bytes {
+    Bytes::copy_from_slice(&now.saturating_add(1).to_be_bytes())
+}
+
+/// **Reclaim**: what is to be removed in the background, and what would have to be after a crash.
+///
+/// Key: kind (1 byte), then a value id (8) or a namespace (16). Value: for a value, the number of its chunks at most (4); for a namespace empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reclaim {
+    /// A value that no entry names any more. Put with the change that took its entry away, removed with its chunks.
+    Value(ValueId),
+    /// A value that is arriving. Put before its first chunk; removed by the commit of its entry, or with its chunks when it is abandoned.
+    Upload(ValueId),
+    /// A namespace that was removed, and may still have entries. Put with its removal, removed once it has none.
+    Namespace(NamespaceId),
+}
+
+const RECLAIM_VALUE: u8 = 1;
+const RECLAIM_UPLOAD: u8 = 2;
+const RECLAIM_NAMESPACE: u8 = 3;
+
+impl Reclaim {
+    pub fn row(self) -> Bytes {
+        let mut row = BytesMut::with_capacity(17);
+        match self {
+            Reclaim::Value(id) => {
+                row.put_u8(RECLAIM_VALUE);
+                row.put_u64(id.0);
+            }
+            Reclaim::Upload(id) => {
+                row.put_u8(RECLAIM_UPLOAD);
+                row.put_u64(id.0);
+            }
+            Reclaim::Namespace(namespace) => {
+                row.put_u8(RECLAIM_NAMESPACE);
+                row.put_slice(&namespace.to_bytes());
+            }
+        }
+        row.freeze()
+    }
+
+    pub fn parse(row: &[u8]) -> Result<Reclaim> {
+        let parsed = match row.split_first() {
+            Some((&RECLAIM_VALUE, id)) => id.try_into().ok().map(|id| Reclaim::Value(ValueId(u64::from_be_bytes(id)))),
+            Some((&RECLAIM_UPLOAD, id)) => {
+                id.try_into().ok().map(|id| Reclaim::Upload(ValueId(u64::from_be_bytes(id))))
+            }
+            Some((&RECLAIM_NAMESPACE, id)) => {
+                id.try_into().ok().map(|id| Reclaim::Namespace(NamespaceId::from_bytes(id)))
+            }
+            _ => None,
+        };
+        parsed.ok_or_else(|| garbled("the key of what to reclaim", row))
+    }
+}
+
+/// The number of chunks in the row of a value to reclaim.
+pub fn encode_chunks(chunks: u32) -> Bytes {
+    Bytes::copy_from_slice(&chunks.to_be_bytes())
+}
+
+pub fn decode_chunks(key: &[u8], value: &[u8]) -> Result<u32> {
+    let chunks = value.try_into().ok().map(u32::from_be_bytes);
+    chunks
+        .filter(|chunks| *chunks <= chunks_of(limits::VALUE_BYTES_MAX))
+        .ok_or_else(|| garbled("a value to reclaim", key))
+}
+
+/// **Meta**: one row per fact about the store, under its name.
+///
+/// `last-version`: the highest version in the store (8 bytes), put with every batch that mints one.
+/// `starts`: how often an origin has started on the store (8 bytes).
+/// `cursor-secret`: the key that authenticates cursors (32 bytes), put once.
+pub mod meta {
+    pub const LAST_VERSION: &[u8] = b"last-version";
+    pub const STARTS: &[u8] = b"starts";
+    pub const CURSOR_SECRET: &[u8] = b"cursor-secret";
+}
+
+pub fn encode_number(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}
+
+pub fn decode_number(key: &[u8], value: &[u8]) -> Result<u64> {
+    value.try_into().map(u64::from_be_bytes).map_err(|_| garbled("a fact about the store", key))
+}
+
+/// The first key after all that begin with `prefix`; empty, which is a scan's "to the end", if there is none.
+pub fn after_prefix(prefix: &[u8]) -> Bytes {
+    match prefix.iter().rposition(|byte| *byte != 0xff) {
+        Some(last) => {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            end.into()
+        }
+        None => Bytes::new(),
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*taken)
+}
+
+fn garbled(what: &str, key: &[u8]) -> Error {
+    Error::internal(format!("{what} is garbled in the store, in the row '{}'", key.escape_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Kind;
+
+    fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let place = prop_oneof![
+            bytes(600).prop_map(|value| (value.len() as u64, Place::Inline(value))),
+            (0..=limits::VALUE_BYTES_MAX, any::<u64>()).prop_map(|(length, id)| (length, Place::Chunked(ValueId(id)))),
+        ];
+        (0u64..1 << 63, any::<Option<u64>>(), proptest::option::of(bytes(1100)), place).prop_map(
+            |(version, expiration, metadata, (length, place))| Record {
+                version: Version::from_u64(version),
+                expiration,
+                metadata,
+                length,
+                place,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn records_survive_their_bytes(record in record()) {
+            prop_assert_eq!(Record::decode(b"k", &record.encode()).unwrap(), record);
+        }
+
+        #[test]
+        fn a_cut_record_is_garbled(record in record(), cut in 1usize..40) {
+            let encoded = record.encode();
+            if cut < encoded.len() {
+                prop_assert!(Record::decode(b"k", &encoded.slice(..encoded.len() - cut)).is_err());
+            }
+        }
+
+        #[test]
+        fn keys_survive_their_rows(namespace: u128, key in "\\PC{1,40}", expiration: u64) {
+            prop_assume!(key != "." && key != "..");
+            let namespace = NamespaceId::from_u128(namespace);
+            let key = Key::new(key).unwrap();
+            let row = entry(namespace, key.as_bytes());
+            prop_assert_eq!(parse_entry(&row).unwrap(), (namespace, key.clone()));
+            let row = expiry(expiration, namespace, key.as_bytes());
+            prop_assert_eq!(parse_expiry(&row).unwrap(), (expiration, namespace, key));
+        }
+
+        #[test]
+        fn what_to_reclaim_survives_its_row(id: u64, namespace: u128, chunks in 0u32..=400) {
+            let namespace = NamespaceId::from_u128(namespace);
+            for reclaim in [Reclaim::Value(ValueId(id)), Reclaim::Upload(ValueId(id)), Reclaim::Namespace(namespace)] {
+                prop_assert_eq!(Reclaim::parse(&reclaim.row()).unwrap(), reclaim);
+            }
+            prop_assert_eq!(decode_chunks(b"k", &encode_chunks(chunks)).unwrap(), chunks);
+            prop_assert_eq!(decode_number(b"k", &encode_number(id)).unwrap(), id);
+        }
+
+        #[test]
+        fn no_bytes_make_a_decoder_panic(row in bytes(80)) {
+            let errors = [
+                Record::decode(&row, &row).err(),
+                parse_entry(&row).err(),
+                parse_expiry(&row).err(),
+                Reclaim::parse(&row).err(),
+                decode_chunks(&row, &row).err(),
+                decode_number(&row, &row).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                prop_assert_eq!(error.kind, Kind::Internal);
+                prop_assert!(error.message.contains(&row.escape_ascii().to_string()));
+            }
+        }
+
+        #[test]
+        fn no_change_to_a_record_makes_its_decoder_panic(record in record(), at: prop::sample::Index, to: u8) {
+            let mut encoded = record.encode().to_vec();
+            let at = at.index(encoded.len());
+            encoded[at] = to;
+            if let Ok(decoded) = Record::decode(b"k", &encoded.clone().into()) {
+                prop_assert_eq!(decoded.encode(), encoded);
+            }
+        }
+
+        #[test]
+        fn a_prefix_ends_before_the_first_key_after_it(prefix in bytes(6), key in bytes(6)) {
+            let end = after_prefix(&prefix);
+            let within = key >= prefix && (end.is_empty() || key < end);
+            prop_assert_eq!(within, key.starts_with(&prefix));
+        }
+    }
+
+    #[test]
+    fn entries_sort_by_namespace_then_key_and_expiries_by_time() {
+        let (low, high) = (NamespaceId::from_u128(1), NamespaceId::from_u128(2));
+        assert!(entry(low, b"z") < entry(high, b"a"));
+        assert!(entry(low, b"a") < entry(low, b"aa"));
+        assert!(expiry(9, high, b"z") < expiry(10, low, b"a"));
+        assert!(expiry(10, high, &[0xff; 512]) < expiry_end(10));
+        assert!(expiry(11, low, b"a") >= expiry_end(10));
+        assert!(chunk(ValueId(1), 400) < chunk(ValueId(2), 0));
+        assert!(chunk(ValueId(1), 2) < chunk(ValueId(1), 10));
+    }
+
+    #[test]
+    fn a_full_value_has_four_hundred_chunks() {
+        assert_eq!(chunks_of(limits::VALUE_BYTES_MAX), 400);
+        assert_eq!(chunks_of(limits::CHUNK_BYTES as u64), 1);
+        assert_eq!(chunks_of(limits::CHUNK_BYTES as u64 + 1), 2);
+        assert_eq!(chunks_of(0), 0);
+    }
+}

@@ -84,9 +84,13 @@ pub enum Durability {
 pub trait Store: Send + Sync + 'static {
     async fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>>;
 
+    /// The rows of these keys, in their order: one trip where so many [`Store::get`]s would be as many.
+    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>>;
+
     /// Rows with `from <= key < to`, in byte order, at most `limit`; an empty `to` is the table's end. All rows of one answer are of one moment.
     async fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>>;
 
-    /// An error means that nothing of the batch may be acknowledged. Whether it took effect is then unknown.
+    /// An error means that nothing of the batch may be acknowledged. Whether it took effect is then unknown, so the store takes no
+    /// commit after it: what would be built upon it could be acknowledged and lost.
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()>;
 }
