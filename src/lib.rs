@@ -9,5 +9,6 @@ pub mod error;
 pub mod kv;
 pub mod limits;
 pub mod metrics;
+pub mod origin;
 pub mod store;
 pub mod wire;

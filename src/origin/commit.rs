@@ -1,0 +1,459 @@
+//! The committer: one task that numbers all changes and makes them durable, many at once.
+//!
+//! It takes whatever is waiting, reads what the changes replace, builds one batch with the new versions, commits it synced, and only then
+//! acknowledges. While one batch is on its way to the disk, the next gathers. So versions take effect in their order, and an acknowledged write is on
+//! disk. After a failed commit it takes no more: what the disk has is then unknown, until a restart has read it.
+//!
+//! It does not check what a change says; whoever asks has done so. It checks only what may have changed while the request waited: that the
+//! namespace still exists, and that an entry still expires when the sweeper says so.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    control::Namespaces,
+    values::{Body, Upload, Values},
+    versions::{Time, VersionClock},
+};
+use crate::{
+    clock::Clock,
+    error::{Error, Result},
+    kv::{Key, NamespaceId, Version},
+    metrics::OriginMetrics,
+    store::{
+        Batch, Durability, Store, Table,
+        keys::{self, Place, Reclaim, Record, ValueId, meta},
+    },
+};
+
+/// Requests that may wait, and the bytes of their changes.
+const WAITING_REQUESTS_MAX: usize = 4096;
+const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Where a batch is full. One request is never split, so a batch may be longer by a request.
+const BATCH_CHANGES_MAX: usize = 8192;
+const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a change counts for beside its own bytes.
+const CHANGE_OVERHEAD_BYTES: usize = 128;
+
+pub(super) struct Change {
+    pub(super) namespace: NamespaceId,
+    pub(super) key: Key,
+    pub(super) action: Action,
+}
+
+pub(super) enum Action {
+    Put {
+        body: Body,
+        metadata: Option<Bytes>,
+        expiration: Option<u64>,
+    },
+    Delete,
+    /// Removes the entry if it has expired and still has this expiration.
+    Expire {
+        expiration: u64,
+    },
+    /// Removes an entry of a namespace that was removed.
+    Reclaim,
+}
+
+/// What happens to a namespace in the same batch.
+#[derive(Clone, Copy)]
+pub(super) enum Effect {
+    Create(NamespaceId),
+    /// From here on its entries are nobody's, and it takes no more.
+    Remove(NamespaceId),
+    /// Its last entry has gone.
+    Reclaimed(NamespaceId),
+}
+
+/// The outcome of each change, in order. What is no write (expiry, reclaiming) mints no version and has the last one.
+type Outcomes = Vec<Result<Version>>;
+
+struct Request {
+    changes: Vec<Change>,
+    effect: Option<Effect>,
+    bytes: usize,
+    answer: oneshot::Sender<Result<Outcomes>>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Where changes are handed in.
+pub(super) struct Committer {
+    requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+    failure: Arc<Failure>,
+    committed: Arc<AtomicU64>,
+}
+
+/// What the committer's task works with.
+pub(super) struct Parts {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) time: Arc<Time>,
+    pub(super) values: Arc<Values>,
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) failure: Arc<Failure>,
+    pub(super) metrics: OriginMetrics,
+    pub(super) origin: u8,
+    /// The last version that the store has.
+    pub(super) last: Version,
+}
+
+impl Committer {
+    /// The handle, and the task's work: it ends when `stop` is cancelled and all that waits is done, or when the handle is gone.
+    pub(super) fn new(parts: Parts, stop: CancellationToken) -> (Committer, impl Future<Output = ()> + Send) {
+        let (sender, receiver) = mpsc::channel(WAITING_REQUESTS_MAX);
+        let committed = Arc::new(AtomicU64::new(parts.last.as_u64()));
+        let committer = Committer {
+            requests: sender,
+            room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+            failure: Arc::clone(&parts.failure),
+            committed: Arc::clone(&committed),
+        };
+        let versions = VersionClock::new(Arc::clone(&parts.time), parts.last, parts.origin);
+        let task = Task { parts, versions, committed, requests: receiver };
+        (committer, task.run(stop))
+    }
+
+    /// Below or at which every write that took effect is in the store: the safe version.
+    pub(super) fn committed(&self) -> Version {
+        Version::from_u64(self.committed.load(Ordering::Acquire))
+    }
+
+    /// Hands changes in and waits until they are on disk. They go into one batch together. The work goes on when the caller doesn't.
+    pub(super) async fn commit(&self, changes: Vec<Change>, effect: Option<Effect>) -> Result<Outcomes> {
+        self.failure.check()?;
+        let bytes = changes.iter().map(Change::bytes).sum::<usize>() + CHANGE_OVERHEAD_BYTES;
+        let permits = u32::try_from(bytes.min(WAITING_BYTES_MAX)).expect("the bound on waiting bytes fits");
+        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| closed())?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request { changes, effect, bytes, answer, _room: room };
+        self.requests.send(request).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| Error::internal("the committer ended before it answered"))?
+    }
+}
+
+fn closed() -> Error {
+    Error::unavailable("the origin is shutting down")
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        let value = match &self.action {
+            Action::Put { body, metadata, .. } => body.waiting_bytes() + metadata.as_ref().map_or(0, Bytes::len),
+            Action::Delete | Action::Expire { .. } | Action::Reclaim => 0,
+        };
+        CHANGE_OVERHEAD_BYTES + self.key.as_bytes().len() + value
+    }
+}
+
+/// Whether a commit has failed, and why. From then on the origin is read-only.
+#[derive(Default)]
+pub(super) struct Failure(OnceLock<String>);
+
+impl Failure {
+    pub(super) fn check(&self) -> Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(cause) => {
+                Err(Error::internal(format!("the origin is read-only, because writing to its store failed: {cause}")))
+            }
+        }
+    }
+
+    pub(super) fn fail(&self, error: &Error) {
+        if self.0.set(error.to_string()).is_ok() {
+            tracing::error!(%error, "WRITING TO THE STORE FAILED: the origin is read-only from now on; repair the disk and restart");
+        }
+    }
+}
+
+struct Task {
+    parts: Parts,
+    versions: VersionClock,
+    committed: Arc<AtomicU64>,
+    requests: mpsc::Receiver<Request>,
+}
+
+/// A batch being built.
+#[derive(Default)]
+struct Draft {
+    batch: Batch,
+    /// What the changed entries replace, by their row; kept up to date as changes are added.
+    replaced: HashMap<Bytes, Result<Option<Replaced>>>,
+    removed_namespaces: HashSet<NamespaceId>,
+    effects: Vec<Effect>,
+    last: Option<Version>,
+    /// Kept until the batch is on disk, so that nobody takes them for abandoned.
+    uploads: Vec<Upload>,
+    leaves_garbage: bool,
+    writes: u64,
+}
+
+/// What of an entry matters to the change that takes its place.
+#[derive(Clone, Copy)]
+struct Replaced {
+    expiration: Option<u64>,
+    chunked: Option<(ValueId, u32)>,
+}
+
+impl Task {
+    async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                request = self.requests.recv() => request,
+                () = stop.cancelled() => {
+                    self.requests.close();
+                    self.requests.recv().await
+                }
+            };
+            let Some(first) = first else { break };
+            let requests = self.gather(first);
+            self.serve(requests).await;
+        }
+        if self.parts.failure.check().is_ok()
+            && let Err(error) = self.parts.store.commit(Batch::default(), Durability::Synced).await
+        {
+            self.parts.failure.fail(&error);
+        }
+    }
+
+    /// What is waiting, up to a full batch.
+    fn gather(&mut self, first: Request) -> Vec<Request> {
+        let (mut changes, mut bytes) = (first.changes.len(), first.bytes);
+        let mut requests = vec![first];
+        while changes < BATCH_CHANGES_MAX
+            && bytes < BATCH_BYTES_MAX
+            && let Ok(request) = self.requests.try_recv()
+        {
+            changes += request.changes.len();
+            bytes += request.bytes;
+            requests.push(request);
+        }
+        requests
+    }
+
+    async fn serve(&mut self, mut requests: Vec<Request>) {
+        let outcome = match self.parts.failure.check() {
+            Ok(()) => self.commit(&mut requests).await,
+            Err(error) => Err(error),
+        };
+        // Whoever has gone away learns nothing, and needs to.
+        match outcome {
+            Ok(outcomes) => {
+                for (request, outcomes) in requests.into_iter().zip(outcomes) {
+                    let _ = request.answer.send(Ok(outcomes));
+                }
+            }
+            Err(error) => {
+                for request in requests {
+                    let _ = request.answer.send(Err(error.copied()));
+                }
+            }
+        }
+    }
+
+    async fn commit(&mut self, requests: &mut [Request]) -> Result<Vec<Outcomes>> {
+        let mut draft = Draft { replaced: self.read_replaced(requests).await?, ..Draft::default() };
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for request in requests {
+            let changes = std::mem::take(&mut request.changes);
+            outcomes.push(changes.into_iter().map(|change| self.add(&mut draft, change)).collect());
+            if let Some(effect) = request.effect {
+                draft.add_effect(effect);
+            }
+        }
+        if let Some(last) = draft.last {
+            draft.batch.put(Table::Meta, meta::LAST_VERSION, keys::encode_number(last.as_u64()));
+        }
+        if draft.batch.is_empty() {
+            return Ok(outcomes);
+        }
+        let started = self.parts.clock.now();
+        let batch = std::mem::take(&mut draft.batch);
+        if let Err(error) = self.parts.store.commit(batch, Durability::Synced).await {
+            // Before the draft drops its uploads: nobody may reclaim what this batch may yet turn out to name.
+            self.parts.failure.fail(&error);
+            self.parts.metrics.turned_read_only();
+            return Err(Error::internal("the write failed, because the store could not commit it").with_source(error));
+        }
+        self.parts.metrics.committed(draft.writes, self.parts.clock.now().since(started));
+        self.took_effect(&draft);
+        Ok(outcomes)
+    }
+
+    /// What a batch on disk means to everybody else. It runs after the commit and before any acknowledgement.
+    fn took_effect(&self, draft: &Draft) {
+        for effect in &draft.effects {
+            self.parts.namespaces.apply(*effect);
+        }
+        if let Some(last) = draft.last {
+            self.committed.store(last.as_u64(), Ordering::Release);
+        }
+        if draft.leaves_garbage {
+            self.parts.values.wake_reclaimer();
+        }
+    }
+
+    /// The entries that the requests are about, all in one trip to the store.
+    async fn read_replaced(&self, requests: &[Request]) -> Result<HashMap<Bytes, Result<Option<Replaced>>>> {
+        let changes = requests.iter().flat_map(|request| &request.changes);
+        let rows: HashSet<Bytes> = changes.map(|change| keys::entry(change.namespace, change.key.as_bytes())).collect();
+        if rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows: Vec<Bytes> = rows.into_iter().collect();
+        let found = self.parts.store.get_many(Table::Entry, rows.clone()).await?;
+        let decode = |(row, found): (Bytes, Option<Bytes>)| {
+            let replaced = match found {
+                Some(value) => Record::decode(&row, &value).map(|record| Some(Replaced::from(&record))),
+                None => Ok(None),
+            };
+            (row, replaced)
+        };
+        Ok(rows.into_iter().zip(found).map(decode).collect())
+    }
+
+    fn add(&mut self, draft: &mut Draft, change: Change) -> Result<Version> {
+        let Change { namespace, key, action } = change;
+        let row = keys::entry(namespace, key.as_bytes());
+        let replaced = match draft.replaced.get(&row) {
+            Some(Ok(replaced)) => *replaced,
+            Some(Err(error)) => return Err(error.copied()),
+            None => return Err(Error::internal(format!("the entry {key:?} was not read before it was changed"))),
+        };
+        let exists = !draft.removed_namespaces.contains(&namespace);
+        match action {
+            Action::Put { body, metadata, expiration } => {
+                if !exists {
+                    return Err(super::namespace_unknown());
+                }
+                self.parts.namespaces.check(namespace)?;
+                draft.clear(namespace, &key, replaced);
+                let version = self.mint(draft);
+                draft.put(namespace, &key, row, version, body, metadata, expiration);
+                Ok(version)
+            }
+            Action::Delete => {
+                if !exists {
+                    return Err(super::namespace_unknown());
+                }
+                self.parts.namespaces.check(namespace)?;
+                draft.clear(namespace, &key, replaced);
+                draft.remove(row, replaced);
+                // A missing key's deletion is a write as well: its version is above whatever anybody holds of the key.
+                Ok(self.mint(draft))
+            }
+            Action::Expire { expiration } => {
+                let due = expiration <= self.parts.time.seconds();
+                let current = replaced.is_some_and(|replaced| replaced.expiration == Some(expiration));
+                if due && current {
+                    draft.clear(namespace, &key, replaced);
+                    draft.remove(row, replaced);
+                } else if !current {
+                    draft.batch.remove(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()));
+                }
+                Ok(self.versions.last())
+            }
+            Action::Reclaim => {
+                draft.clear(namespace, &key, replaced);
+                draft.remove(row, replaced);
+                Ok(self.versions.last())
+            }
+        }
+    }
+
+    fn mint(&mut self, draft: &mut Draft) -> Version {
+        let version = self.versions.mint();
+        draft.last = Some(version);
+        draft.writes += 1;
+        version
+    }
+}
+
+impl Draft {
+    /// Removes what belongs to an entry beside its record, which is about to be replaced or removed.
+    fn clear(&mut self, namespace: NamespaceId, key: &Key, replaced: Option<Replaced>) {
+        let Some(replaced) = replaced else { return };
+        if let Some(expiration) = replaced.expiration {
+            self.batch.remove(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()));
+        }
+        if let Some((id, chunks)) = replaced.chunked {
+            self.batch.put(Table::Reclaim, Reclaim::Value(id).row(), keys::encode_chunks(chunks));
+            self.leaves_garbage = true;
+        }
+    }
+
+    fn remove(&mut self, row: Bytes, replaced: Option<Replaced>) {
+        if replaced.is_some() {
+            self.batch.remove(Table::Entry, row.clone());
+        }
+        self.replaced.insert(row, Ok(None));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the entry")]
+    fn put(
+        &mut self,
+        namespace: NamespaceId,
+        key: &Key,
+        row: Bytes,
+        version: Version,
+        body: Body,
+        metadata: Option<Bytes>,
+        expiration: Option<u64>,
+    ) {
+        let (length, place) = match body {
+            Body::Inline(value) => (value.len() as u64, Place::Inline(value)),
+            Body::Chunk(id, value) => {
+                let length = value.len() as u64;
+                self.batch.put(Table::Chunk, keys::chunk(id, 0), value);
+                (length, Place::Chunked(id))
+            }
+            Body::Uploaded(upload) => {
+                self.batch.remove(Table::Reclaim, Reclaim::Upload(upload.id()).row());
+                let place = (upload.length(), Place::Chunked(upload.id()));
+                self.uploads.push(upload);
+                place
+            }
+        };
+        if let Some(expiration) = expiration {
+            self.batch.put(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()), Bytes::new());
+        }
+        let record = Record { version, expiration, metadata, length, place };
+        self.batch.put(Table::Entry, row.clone(), record.encode());
+        self.replaced.insert(row, Ok(Some(Replaced::from(&record))));
+    }
+
+    fn add_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Create(_) => {}
+            Effect::Remove(namespace) => {
+                self.batch.put(Table::Reclaim, Reclaim::Namespace(namespace).row(), Bytes::new());
+                self.removed_namespaces.insert(namespace);
+                self.leaves_garbage = true;
+            }
+            Effect::Reclaimed(namespace) => self.batch.remove(Table::Reclaim, Reclaim::Namespace(namespace).row()),
+        }
+        self.effects.push(effect);
+    }
+}
+
+impl From<&Record> for Replaced {
+    fn from(record: &Record) -> Replaced {
+        let chunked = match record.place {
+            Place::Inline(_) => None,
+            Place::Chunked(id) => Some((id, keys::chunks_of(record.length))),
+        };
+        Replaced { expiration: record.expiration, chunked }
+    }
+}

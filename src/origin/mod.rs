@@ -1,0 +1,360 @@
+//! The one place that decides order: it checks, numbers and commits writes, and answers reads from the store.
+//!
+//! A write goes from here through `values.rs` (its bytes) to `commit.rs` (its version, the disk). A read looks at one record and, for a larger
+//! value, at its chunks. `expire.rs` and `reclaim.rs` tidy up behind both; `control.rs` decides what exists.
+//!
+//! Promises: an acknowledged write is on disk; versions rise; an expired entry is never answered; a reader sees the value of one write, whole.
+//! Does not cache, and does not ask who is asking.
+
+mod commit;
+mod control;
+mod expire;
+mod list;
+mod rate;
+mod reclaim;
+#[cfg(test)]
+mod tests;
+mod values;
+mod versions;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    commit::{Action, Committer, Failure, Parts},
+    control::{Namespaces, Registry},
+    expire::Sweeper,
+    list::{Cursors, Lister},
+    rate::WriteRate,
+    reclaim::Reclaimer,
+    values::Values,
+    versions::Time,
+};
+use crate::{
+    clock::{Clock, random_bytes},
+    error::{Error, Kind, Result},
+    kv::{
+        Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
+        Read, Source, State, Value, Version, Writer, Written,
+    },
+    metrics::OriginMetrics,
+    store::{
+        Batch, Durability, Store, Table,
+        keys::{self, Place, Record, meta},
+    },
+};
+
+pub struct OriginSettings {
+    /// Goes into every version, and must differ between origins that share a store.
+    pub id: u8,
+    pub namespaces_per_account: usize,
+    /// Puts that a key takes in a second; `None` is no limit. Deletions are never refused.
+    pub writes_per_key_per_second: Option<u32>,
+}
+
+impl Default for OriginSettings {
+    fn default() -> OriginSettings {
+        OriginSettings { id: 0, namespaces_per_account: 1000, writes_per_key_per_second: None }
+    }
+}
+
+pub struct Origin {
+    core: Arc<Core>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+struct Core {
+    store: Arc<dyn Store>,
+    time: Arc<Time>,
+    values: Arc<Values>,
+    namespaces: Arc<Namespaces>,
+    committer: Arc<Committer>,
+    lister: Lister,
+    registry: Registry,
+    rate: Option<WriteRate>,
+}
+
+/// How often a read may find that its value was overwritten and reclaimed between two looks, before it gives up.
+const READ_ATTEMPTS: usize = 32;
+
+impl Origin {
+    /// Starts an origin on a store, with its background tasks. End it with [`Origin::close`].
+    pub async fn open(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        settings: OriginSettings,
+        metrics: OriginMetrics,
+    ) -> Result<Arc<Origin>> {
+        let found = Facts::load(&*store, &*clock).await?;
+        let namespaces = Arc::new(Namespaces::load(&*store).await?);
+        let failure = Arc::new(Failure::default());
+        let time = Arc::new(Time::new(Arc::clone(&clock), found.last_version));
+        let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts);
+        let (stop, stop_committer, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let parts = Parts {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            time: Arc::clone(&time),
+            values: Arc::clone(&values),
+            namespaces: Arc::clone(&namespaces),
+            failure,
+            metrics,
+            origin: settings.id,
+            last: found.last_version,
+        };
+        let (committer, committing) = Committer::new(parts, stop_committer.clone());
+        let committer = Arc::new(committer);
+        let sweeper = Sweeper {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            time: Arc::clone(&time),
+            committer: Arc::clone(&committer),
+        };
+        let reclaimer =
+            Reclaimer { store: Arc::clone(&store), values: Arc::clone(&values), committer: Arc::clone(&committer) };
+        // The committer outlives the others, which wait for it.
+        let tidying = [
+            tasks.spawn(stop.clone().run_until_cancelled_owned(sweeper.run())),
+            tasks.spawn(stop.clone().run_until_cancelled_owned(reclaimer.run())),
+        ];
+        tasks.spawn(committing);
+        tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                stop.cancelled().await;
+                for task in tidying {
+                    if let Err(error) = task.await {
+                        tracing::error!(%error, "a background task of the origin ended early");
+                    }
+                }
+                stop_committer.cancel();
+            }
+        });
+        tasks.close();
+        let lister =
+            Lister { store: Arc::clone(&store), time: Arc::clone(&time), cursors: Cursors::new(found.cursor_secret) };
+        let registry = Registry {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            committer: Arc::clone(&committer),
+            namespaces_per_account: settings.namespaces_per_account,
+            deciding: tokio::sync::Mutex::default(),
+        };
+        let rate = settings.writes_per_key_per_second.map(|limit| WriteRate::new(clock, limit));
+        tracing::info!(last_version = %found.last_version, starts = found.starts, "the origin has started");
+        let core = Core { store, time, values, namespaces, committer, lister, registry, rate };
+        Ok(Arc::new(Origin { core: Arc::new(core), stop, tasks }))
+    }
+
+    /// Takes no more writes, finishes those handed in, syncs the store and ends the background tasks.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+
+    /// Sees to it that an account exists, with this name.
+    pub async fn ensure_account(&self, account: &Account) -> Result<()> {
+        self.core.registry.ensure_account(account).await
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What the store says about itself.
+struct Facts {
+    last_version: Version,
+    starts: u64,
+    cursor_secret: [u8; 32],
+}
+
+impl Facts {
+    /// Reads the facts, counts this start, and makes the cursors' secret at the first one.
+    async fn load(store: &dyn Store, clock: &dyn Clock) -> Result<Facts> {
+        let number = async |name: &[u8]| match store.get(Table::Meta, name).await? {
+            Some(value) => keys::decode_number(name, &value),
+            None => Ok(0),
+        };
+        let last = number(meta::LAST_VERSION).await?;
+        if last >> 63 != 0 {
+            return Err(Error::internal(format!("the last version in the store is {last}, which is none")));
+        }
+        let starts = number(meta::STARTS).await? + 1;
+        if starts >= values::STARTS_MAX {
+            return Err(Error::internal(format!("the store has been started {starts} times, the most that it can")));
+        }
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, meta::STARTS, keys::encode_number(starts));
+        let cursor_secret = match store.get(Table::Meta, meta::CURSOR_SECRET).await? {
+            Some(secret) => secret[..]
+                .try_into()
+                .map_err(|_| Error::internal("the secret of the cursors in the store has not 32 bytes"))?,
+            None => {
+                let secret = random_bytes::<32>(clock);
+                batch.put(Table::Meta, meta::CURSOR_SECRET, secret.to_vec());
+                secret
+            }
+        };
+        store.commit(batch, Durability::Synced).await?;
+        Ok(Facts { last_version: Version::from_u64(last), starts, cursor_secret })
+    }
+}
+
+fn namespace_unknown() -> Error {
+    Error::new(Kind::NamespaceUnknown, "namespace not found")
+}
+
+#[async_trait]
+impl Source for Origin {
+    /// An origin holds nothing in memory.
+    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+        None
+    }
+
+    async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
+        self.core.get(namespace, key, read).await
+    }
+
+    async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
+        self.core.namespaces.check(namespace)?;
+        self.core.lister.list(namespace, list).await
+    }
+}
+
+#[async_trait]
+impl Writer for Origin {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+        self.core.check_writable(namespace)?;
+        if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
+            rate.charge(namespace, key)?;
+        }
+        let (change, expiration) = self.core.prepare(namespace, key.clone(), change).await?;
+        let mut outcomes = self.core.committer.commit(vec![change], None).await?;
+        let version = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
+        Ok(self.core.written(version, expiration))
+    }
+
+    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+        self.core.check_writable(namespace)?;
+        let mut charged = HashSet::new();
+        let mut outcomes = Vec::with_capacity(writes.len());
+        let mut changes = Vec::with_capacity(writes.len());
+        for (key, change) in writes {
+            // A key counts once per call, however often it is in it: the last one wins.
+            let refused = match (&change, &self.core.rate) {
+                (Change::Put { .. }, Some(rate)) if charged.insert(key.clone()) => rate.charge(namespace, &key).err(),
+                _ => None,
+            };
+            let prepared = match refused {
+                Some(error) => Err(error),
+                None => self.core.prepare(namespace, key, change).await,
+            };
+            outcomes.push(prepared.map(|(change, expiration)| {
+                changes.push(change);
+                expiration
+            }));
+        }
+        let mut versions = self.core.committer.commit(changes, None).await?.into_iter();
+        let outcome = |prepared: Result<Option<u64>>| {
+            let expiration = prepared?;
+            let version =
+                versions.next().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
+            Ok(self.core.written(version, expiration))
+        };
+        Ok(outcomes.into_iter().map(outcome).collect())
+    }
+
+    async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
+        // A task of its own: a caller that goes away must not let the next decision begin before this one is in the store.
+        let core = Arc::clone(&self.core);
+        tokio::spawn(async move { core.registry.control(account, control).await })
+            .await
+            .map_err(|e| Error::internal("deciding about namespaces or tokens ended early").with_source(e))?
+    }
+}
+
+impl Core {
+    async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
+        self.namespaces.check(namespace)?;
+        // Before the look: what the look misses took effect after this version.
+        let safe = self.committer.committed();
+        if let Some(demanded) = read.at_least
+            && demanded > safe
+        {
+            return Err(Error::new(
+                Kind::VersionUnknown,
+                format!("version {demanded} was never written: the last one is {safe}"),
+            ));
+        }
+        let row = keys::entry(namespace, key.as_bytes());
+        for _ in 0..READ_ATTEMPTS {
+            let Some(stored) = self.store.get(Table::Entry, &row).await? else { return Ok(absent(read, safe)) };
+            let record = Record::decode(&row, &stored)?;
+            let version = record.version;
+            let time_left = match record.expiration {
+                None => None,
+                Some(expiration) => match expire::time_left(expiration, self.time.millis()) {
+                    Some(left) => Some(left),
+                    None => return Ok(absent(read, safe)),
+                },
+            };
+            if read.held.is_some_and(|held| held.present && held.version == version) {
+                return Ok(answer(State::Unchanged { time_left }, version));
+            }
+            let value = match record.place {
+                Place::Inline(value) => Value::Whole(value),
+                Place::Chunked(id) => match self.values.open(id, record.length).await? {
+                    Some(value) => value,
+                    // Overwritten and reclaimed since the look: look again.
+                    None => continue,
+                },
+            };
+            let entry = Entry { value, metadata: record.metadata, expiration: record.expiration, time_left };
+            return Ok(answer(State::Present(entry), version));
+        }
+        Err(Error::internal(format!(
+            "the value of {key:?} in namespace {namespace} was gone at each of {READ_ATTEMPTS} looks"
+        )))
+    }
+
+    fn check_writable(&self, namespace: NamespaceId) -> Result<()> {
+        if namespace == NamespaceId::RESERVED {
+            return Err(Error::new(Kind::Forbidden, "the reserved namespace changes only with what exists"));
+        }
+        self.namespaces.check(namespace)
+    }
+
+    /// Checks a change and takes in its value. Also returns its absolute expiration.
+    async fn prepare(&self, namespace: NamespaceId, key: Key, change: Change) -> Result<(commit::Change, Option<u64>)> {
+        let (action, expiration) = match change {
+            Change::Put { value, metadata, expires } => {
+                let expiration = expire::resolve(expires, self.time.seconds())?;
+                let body = self.values.receive(value).await?;
+                (Action::Put { body, metadata, expiration }, expiration)
+            }
+            Change::Delete => (Action::Delete, None),
+        };
+        Ok((commit::Change { namespace, key, action }, expiration))
+    }
+
+    fn written(&self, version: Version, expiration: Option<u64>) -> Written {
+        let time_left =
+            expiration.map(|expiration| expire::time_left(expiration, self.time.millis()).unwrap_or(Duration::ZERO));
+        Written { version, expiration, time_left }
+    }
+}
+
+fn absent(read: &Read, safe: Version) -> Answer {
+    let known = read.held.is_some_and(|held| !held.present);
+    answer(if known { State::Unchanged { time_left: None } } else { State::Absent }, safe)
+}
+
+fn answer(state: State, version: Version) -> Answer {
+    Answer { state, version, age: Duration::ZERO, status: CacheStatus::Bypass }
+}

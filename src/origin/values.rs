@@ -1,0 +1,346 @@
+//! Values as bytes in the store: in their record while small, else in chunks.
+//!
+//! A large value's chunks are written as they arrive, named by nobody. The commit of the entry makes them a value; without it they are an
+//! abandoned upload, which its row in `Reclaim` lets the reclaimer find, also after a crash. A value of one chunk goes into the store
+//! together with its entry.
+//!
+//! A reader pins the value that it reads. The reclaimer passes over what is pinned, so a read that began before an overwrite ends with
+//! the old bytes. Memory per upload or read is a few chunks.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use tokio::sync::Notify;
+
+use super::commit::Failure;
+use crate::{
+    error::{Error, Result},
+    kv::{self, Value, ValueStream},
+    limits,
+    store::{
+        Batch, Durability, Store, Table,
+        keys::{self, Reclaim, ValueId},
+    },
+};
+
+/// Chunks that a reader fetches ahead of what it has handed on.
+const READ_AHEAD_CHUNKS: usize = 2;
+/// Value ids are the number of the start that minted them, and a counter below it.
+const COUNTER_BITS: u32 = 40;
+pub(super) const STARTS_MAX: u64 = 1 << (64 - COUNTER_BITS);
+
+pub(super) struct Values {
+    store: Arc<dyn Store>,
+    failure: Arc<Failure>,
+    next_id: AtomicU64,
+    uses: Mutex<Uses>,
+    reclaimer: Notify,
+}
+
+/// What is being done with values right now.
+#[derive(Default)]
+struct Uses {
+    uploading: HashSet<ValueId>,
+    pinned: HashMap<ValueId, Pinned>,
+    reclaiming: HashSet<ValueId>,
+}
+
+#[derive(Default)]
+struct Pinned {
+    readers: usize,
+    /// The reclaimer has passed over it, and is to be told of the last reader's end.
+    to_reclaim: bool,
+}
+
+/// A value that was received, ready to be committed with its entry.
+pub(super) enum Body {
+    Inline(Bytes),
+    /// One chunk, to be put by the same commit.
+    Chunk(ValueId, Bytes),
+    /// Chunks in the store.
+    Uploaded(Upload),
+}
+
+impl Body {
+    /// The bytes that wait for the commit in memory.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        match self {
+            Body::Inline(value) | Body::Chunk(_, value) => value.len(),
+            Body::Uploaded(_) => 0,
+        }
+    }
+}
+
+impl Values {
+    /// `starts` is the number of this start of an origin on the store, below [`STARTS_MAX`].
+    pub(super) fn new(store: Arc<dyn Store>, failure: Arc<Failure>, starts: u64) -> Arc<Values> {
+        Arc::new(Values {
+            store,
+            failure,
+            next_id: AtomicU64::new(starts << COUNTER_BITS),
+            uses: Mutex::default(),
+            reclaimer: Notify::new(),
+        })
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().expect("no holder of this lock can panic")
+    }
+
+    fn mint_id(&self) -> ValueId {
+        // 2^40 values in one run are centuries of uploads.
+        ValueId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn wake_reclaimer(&self) {
+        self.reclaimer.notify_one();
+    }
+
+    /// Waits until there may be something to reclaim.
+    pub(super) async fn reclaimer_woken(&self) {
+        self.reclaimer.notified().await;
+    }
+
+    /// Takes a value in. An error leaves nothing behind but an abandoned upload.
+    pub(super) async fn receive(self: &Arc<Values>, value: Value) -> Result<Body> {
+        if let Some(length) = value.length()
+            && length > limits::VALUE_BYTES_MAX
+        {
+            return Err(kv::too_large(length, limits::VALUE_BYTES_MAX));
+        }
+        match value {
+            Value::Whole(bytes) if bytes.len() <= limits::CHUNK_BYTES => Ok(self.small(bytes)),
+            value => self.receive_stream(value.length(), value.into_stream()).await,
+        }
+    }
+
+    fn small(&self, value: Bytes) -> Body {
+        if value.len() <= limits::INLINE_BYTES_MAX { Body::Inline(value) } else { Body::Chunk(self.mint_id(), value) }
+    }
+
+    async fn receive_stream(
+        self: &Arc<Values>,
+        expected: Option<u64>,
+        mut body: BoxStream<'static, Result<Bytes>>,
+    ) -> Result<Body> {
+        let mut upload: Option<Upload> = None;
+        let mut chunk = BytesMut::new();
+        let mut length = 0;
+        while let Some(part) = body.next().await {
+            let mut part = part?;
+            length += part.len() as u64;
+            if length > limits::VALUE_BYTES_MAX {
+                drop(upload);
+                return Err(kv::too_large(count(length, body).await?, limits::VALUE_BYTES_MAX));
+            }
+            while !part.is_empty() {
+                if chunk.len() == limits::CHUNK_BYTES {
+                    // One more byte than a chunk: from here on it is an upload.
+                    let full = std::mem::take(&mut chunk).freeze();
+                    upload.get_or_insert_with(|| Upload::start(self, expected)).add(full).await?;
+                }
+                if chunk.is_empty() && (upload.is_some() || part.len() >= limits::CHUNK_BYTES) {
+                    chunk.reserve(limits::CHUNK_BYTES);
+                }
+                let taken = part.split_to(part.len().min(limits::CHUNK_BYTES - chunk.len()));
+                chunk.extend_from_slice(&taken);
+            }
+        }
+        if let Some(expected) = expected
+            && expected != length
+        {
+            return Err(Error::bad_request(format!("the value ended after {length} of {expected} bytes")));
+        }
+        match upload {
+            None => Ok(self.small(chunk.freeze())),
+            Some(mut upload) => {
+                upload.add(chunk.freeze()).await?;
+                Ok(Body::Uploaded(upload))
+            }
+        }
+    }
+
+    /// Opens a stored value for reading; `None` if it has been reclaimed since its record was read.
+    pub(super) async fn open(self: &Arc<Values>, id: ValueId, length: u64) -> Result<Option<Value>> {
+        let chunks = keys::chunks_of(length);
+        if chunks == 1 {
+            return Ok(self.chunk(id, 0, length).await?.map(Value::Whole));
+        }
+        let Some(pin) = Pin::take(self, id) else { return Ok(None) };
+        // Chunks are removed only while their value is being reclaimed, and that is over or can't begin. So the first speaks for all.
+        let Some(first) = self.chunk(id, 0, length).await? else { return Ok(None) };
+        let values = Arc::clone(self);
+        let rest = stream::iter(1..chunks)
+            .map(move |number| {
+                let values = Arc::clone(&values);
+                async move {
+                    let chunk = values.chunk(id, number, length).await?;
+                    chunk
+                        .ok_or_else(|| Error::internal(format!("chunk {number} of value {} is not in the store", id.0)))
+                }
+            })
+            .buffered(READ_AHEAD_CHUNKS);
+        let chunks = stream::once(std::future::ready(Ok(first))).chain(rest).inspect(move |_| {
+            // The stream owns the pin until it is dropped.
+            let _ = &pin;
+        });
+        Ok(Some(Value::Stream(ValueStream { length: Some(length), chunks: chunks.boxed() })))
+    }
+
+    async fn chunk(&self, id: ValueId, number: u32, length: u64) -> Result<Option<Bytes>> {
+        let Some(bytes) = self.store.get(Table::Chunk, &keys::chunk(id, number)).await? else { return Ok(None) };
+        let left = length - u64::from(number) * limits::CHUNK_BYTES as u64;
+        let expected = left.min(limits::CHUNK_BYTES as u64);
+        if bytes.len() as u64 != expected {
+            let found = bytes.len();
+            return Err(Error::internal(format!(
+                "chunk {number} of value {} has {found} bytes in the store, not {expected}",
+                id.0
+            )));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Removes an overwritten or deleted value that nobody reads any more. Returns whether it did.
+    pub(super) async fn reclaim_value(&self, id: ValueId, chunks: u32) -> Result<bool> {
+        {
+            let mut uses = self.uses();
+            if let Some(pinned) = uses.pinned.get_mut(&id) {
+                pinned.to_reclaim = true;
+                return Ok(false);
+            }
+            uses.reclaiming.insert(id);
+        }
+        let removed = self.remove(id, chunks, Reclaim::Value(id)).await;
+        self.uses().reclaiming.remove(&id);
+        removed.map(|()| true)
+    }
+
+    /// Removes an upload if it has ended without its entry. Returns whether it did.
+    pub(super) async fn reclaim_upload(&self, id: ValueId, chunks: u32) -> Result<bool> {
+        if self.uses().uploading.contains(&id) {
+            return Ok(false);
+        }
+        // An upload counts as under way from before its row is put until after its entry's commit has removed it. It isn't under way, so if the row
+        // is there now, no commit will ever name the value.
+        let marker = Reclaim::Upload(id);
+        if self.store.get(Table::Reclaim, &marker.row()).await?.is_none() {
+            return Ok(false);
+        }
+        self.remove(id, chunks, marker).await?;
+        Ok(true)
+    }
+
+    async fn remove(&self, id: ValueId, chunks: u32, marker: Reclaim) -> Result<()> {
+        let mut batch = Batch::default();
+        for number in 0..chunks {
+            batch.remove(Table::Chunk, keys::chunk(id, number));
+        }
+        batch.remove(Table::Reclaim, marker.row());
+        // If a crash takes this back, it takes the marker's removal back with it.
+        self.commit(batch).await
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<()> {
+        self.failure.check()?;
+        self.store.commit(batch, Durability::Buffered).await.inspect_err(|error| self.failure.fail(error))
+    }
+}
+
+/// The full length of a body that is too long already.
+async fn count(mut length: u64, mut body: BoxStream<'static, Result<Bytes>>) -> Result<u64> {
+    while let Some(part) = body.next().await {
+        length += part?.len() as u64;
+    }
+    Ok(length)
+}
+
+/// Chunks of a value on their way into the store. Dropped without a commit of its entry, they are reclaimed.
+pub(super) struct Upload {
+    values: Arc<Values>,
+    id: ValueId,
+    /// An upper bound on the number of its chunks.
+    chunks_max: u32,
+    chunks: u32,
+    length: u64,
+}
+
+impl Upload {
+    fn start(values: &Arc<Values>, expected: Option<u64>) -> Upload {
+        let id = values.mint_id();
+        values.uses().uploading.insert(id);
+        let chunks_max = keys::chunks_of(expected.unwrap_or(limits::VALUE_BYTES_MAX));
+        Upload { values: Arc::clone(values), id, chunks_max, chunks: 0, length: 0 }
+    }
+
+    async fn add(&mut self, chunk: Bytes) -> Result<()> {
+        assert!(chunk.len() <= limits::CHUNK_BYTES, "the receiver cuts the body into chunks");
+        if self.chunks == self.chunks_max {
+            return Err(Error::bad_request("the value is longer than it was said to be"));
+        }
+        self.length += chunk.len() as u64;
+        let mut batch = Batch::default();
+        if self.chunks == 0 {
+            batch.put(Table::Reclaim, Reclaim::Upload(self.id).row(), keys::encode_chunks(self.chunks_max));
+        }
+        batch.put(Table::Chunk, keys::chunk(self.id, self.chunks), chunk);
+        self.chunks += 1;
+        self.values.commit(batch).await
+    }
+
+    pub(super) fn id(&self) -> ValueId {
+        self.id
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.values.uses().uploading.remove(&self.id);
+        self.values.wake_reclaimer();
+    }
+}
+
+/// Keeps a value from being reclaimed while it is read.
+struct Pin {
+    values: Arc<Values>,
+    id: ValueId,
+}
+
+impl Pin {
+    /// `None` if it is too late.
+    fn take(values: &Arc<Values>, id: ValueId) -> Option<Pin> {
+        let mut uses = values.uses();
+        if uses.reclaiming.contains(&id) {
+            return None;
+        }
+        uses.pinned.entry(id).or_default().readers += 1;
+        Some(Pin { values: Arc::clone(values), id })
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut uses = self.values.uses();
+        let Some(pinned) = uses.pinned.get_mut(&self.id) else { return };
+        pinned.readers -= 1;
+        if pinned.readers == 0 {
+            let to_reclaim = pinned.to_reclaim;
+            uses.pinned.remove(&self.id);
+            drop(uses);
+            if to_reclaim {
+                self.values.wake_reclaimer();
+            }
+        }
+    }
+}
