@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod binding;
 pub mod body;
 pub mod budget;
 pub mod error;

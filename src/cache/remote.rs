@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, ext::ReasonPhrase};
 use hyper_util::{
@@ -31,6 +31,7 @@ use crate::{
         AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
         ValueStream, Version, Writer, Written,
     },
+    metrics::{TierMetrics, UpstreamOutcome},
     wire::{self, Body, ControlRequest},
 };
 
@@ -43,6 +44,7 @@ pub struct Remote {
     places: Arc<Semaphore>,
     /// Longest wait for a place, for the head of an answer, and for the next piece of a body.
     deadline: Duration,
+    metrics: Arc<TierMetrics>,
 }
 
 pub struct RemoteSettings {
@@ -60,7 +62,7 @@ pub struct RemoteSettings {
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 impl Remote {
-    pub fn new(settings: RemoteSettings, clock: Arc<dyn Clock>) -> Result<Remote> {
+    pub fn new(settings: RemoteSettings, clock: Arc<dyn Clock>, metrics: Arc<TierMetrics>) -> Result<Remote> {
         let authorization = HeaderValue::from_str(&format!("Bearer {}", settings.secret)).map_err(|e| {
             Error::bad_request("the cluster's secret has characters that no header can hold").with_source(e)
         })?;
@@ -79,6 +81,7 @@ impl Remote {
             places: Arc::new(Semaphore::new(settings.concurrency)),
             // An answer that travels takes its trips beside what upstream needs.
             deadline: settings.deadline + settings.delay * 4,
+            metrics,
         })
     }
 
@@ -109,8 +112,22 @@ impl Remote {
         Ok(request)
     }
 
-    /// Sends a request, and waits for the head of its answer as long as something moves. An answered error is an error.
+    /// Sends a request, waits for the head of its answer, and counts how that went.
     async fn send(&self, request: Request<Body>, progress: &Progress) -> Result<Response<Incoming>> {
+        let sent_at = self.clock.now();
+        let answer = self.exchange(request, progress).await;
+        let outcome = match &answer {
+            Ok(response) if response.status() == StatusCode::NOT_MODIFIED => UpstreamOutcome::NotModified,
+            Ok(_) => UpstreamOutcome::Ok,
+            Err(error) if error.kind.is_outage() => UpstreamOutcome::Failed,
+            Err(_) => UpstreamOutcome::Refused,
+        };
+        self.metrics.asked_upstream(outcome, self.clock.now().since(sent_at));
+        answer
+    }
+
+    /// Sends a request, and waits for the head of its answer as long as something moves. An answered error is an error.
+    async fn exchange(&self, request: Request<Body>, progress: &Progress) -> Result<Response<Incoming>> {
         let answering = self.client.request(request);
         tokio::pin!(answering);
         let answer = loop {
