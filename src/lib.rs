@@ -10,5 +10,6 @@ pub mod kv;
 pub mod limits;
 pub mod metrics;
 pub mod origin;
+pub mod roles;
 pub mod store;
 pub mod wire;

@@ -129,7 +129,10 @@ impl Stream for Tee {
 
 /// What a write's tee leaves behind, for when the write is acknowledged: the copy, and when the value had passed.
 #[derive(Clone, Default)]
-pub struct Passed(Arc<Mutex<Option<(Option<KeptValue>, Moment)>>>);
+pub struct Passed(Arc<Mutex<Option<CopyAtEnd>>>);
+
+/// The copy, if it was not given up, and when the value had passed.
+type CopyAtEnd = (Option<KeptValue>, Moment);
 
 impl Passed {
     pub fn at_end(&self, clock: Arc<dyn Clock>) -> AtEnd {
@@ -139,7 +142,7 @@ impl Passed {
         })
     }
 
-    pub fn take(&self) -> Option<(Option<KeptValue>, Moment)> {
+    pub fn take(&self) -> Option<CopyAtEnd> {
         self.0.lock().expect("no holder of this lock can panic").take()
     }
 }

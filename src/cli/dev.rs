@@ -1,12 +1,27 @@
 //! `kvasar dev`: a whole world in one process, for people who build Workers.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::{
-    config,
+    api::auth,
+    cli::{
+        log, process,
+        worker::{self, Worker},
+        workerd,
+    },
+    clock::RealClock,
+    config::{self, Config, RestOn, Role, Upstream},
     error::{Error, Result},
+    kv::{AccountId, NamespaceId},
+    roles::{self, Links, Running},
 };
 
 /// Run a whole world in one process: origin, central and regional tiers, and edge locations
@@ -105,8 +120,189 @@ impl FromStr for Location {
     }
 }
 
-pub async fn run(_arguments: Arguments) -> Result<()> {
-    Err(Error::internal("'dev' is not wired yet"))
+pub async fn run(arguments: Arguments) -> Result<()> {
+    let level = if arguments.quiet { "warn,kvasar::access=off" } else { "warn,kvasar::access=info" };
+    log::start(config::Log::Text, level)?;
+    let clock = RealClock::shared();
+    let secret = auth::new_secret(&*clock);
+    let locations = if arguments.locations.is_empty() { Location::defaults() } else { arguments.locations.clone() };
+    let config = world(&arguments, &locations, secret)?;
+    let running = roles::start(&config, Links::Sockets, clock).await?;
+    let served = serve(&arguments, &locations, &running).await;
+    running.stop().await;
+    served
+}
+
+/// Tells everybody where everything is, and runs until it is told to stop.
+async fn serve(arguments: &Arguments, locations: &[Location], running: &Running) -> Result<()> {
+    let ready = Ready::of(locations, running).await?;
+    let mut workers = Vec::new();
+    if let Some(worker) = &arguments.worker {
+        let binding = workerd::Binding { name: "KV".to_owned(), namespace: ready.namespace.id };
+        for location in &ready.locations {
+            workers.push(Worker::start(worker, &location.name, &location.binding, &ready.token, &binding).await?);
+        }
+    }
+    if let Some(file) = &arguments.ready_file {
+        process::write_ready_file(file, &ready)?;
+    }
+    if !arguments.quiet {
+        super::show(&introduction(&ready, running, &workers, &arguments.data))?;
+    }
+    let ended = tokio::select! {
+        told = process::until_told_to_stop() => told,
+        ended = worker::any_ended(&mut workers) => ended,
+    };
+    worker::stop(workers).await;
+    ended
+}
+
+/// The configuration of the world: every part listens, so that all of them talk over sockets as they would on machines of their own.
+fn world(arguments: &Arguments, locations: &[Location], secret: String) -> Result<Config> {
+    let anywhere = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut tiers = vec![config::Tier {
+        listen: anywhere,
+        cache: arguments.cache,
+        ..config::Tier::new(Role::Central, CENTRAL, Upstream::Origin)
+    }];
+    for location in locations {
+        let region = format!("{}.region", location.region);
+        if !tiers.iter().any(|tier| tier.name == region) {
+            let upstream = Upstream::Tier(CENTRAL.to_owned());
+            let tier = config::Tier::new(Role::Regional, region.clone(), upstream);
+            tiers.push(config::Tier { listen: anywhere, cache: arguments.cache, ..tier });
+        }
+        if tiers.iter().any(|tier| tier.name == location.name) {
+            return Err(Error::bad_request(format!("two parts of this world would be called {}", location.name)));
+        }
+        let tier = config::Tier::new(Role::Edge, location.name.clone(), Upstream::Tier(region));
+        tiers.push(config::Tier {
+            listen: Some(location.listen),
+            delay: location.delay,
+            cache: arguments.cache,
+            ..tier
+        });
+    }
+    Ok(Config {
+        server: config::Server { location: "dev".to_owned(), admin: Some(arguments.admin), ..Default::default() },
+        cluster_secret: Some(config::Secret::new(secret)),
+        origin: Some(config::Origin {
+            listen: anywhere,
+            writes_per_key_per_second: arguments.production_limits.then_some(1),
+            ..config::Origin::new(&arguments.data)
+        }),
+        accounts: vec![ACCOUNT.to_owned()],
+        tiers,
+        rest: Some(config::Rest { listen: arguments.rest, on: RestOn::Tier(CENTRAL.to_owned()) }),
+        limits: config::Limits::default(),
+    })
+}
+
+const CENTRAL: &str = "central";
+const ACCOUNT: &str = "default";
+/// The title of the namespace that is there from the first start on.
+const NAMESPACE: &str = "default";
+
+/// What the ready file says.
+#[derive(Serialize)]
+struct Ready {
+    pid: u32,
+    rest: String,
+    admin: Option<String>,
+    account_id: AccountId,
+    token: String,
+    namespace: ReadyNamespace,
+    locations: Vec<ReadyLocation>,
+}
+
+#[derive(Serialize)]
+struct ReadyNamespace {
+    id: NamespaceId,
+    title: String,
+}
+
+#[derive(Serialize)]
+struct ReadyLocation {
+    name: String,
+    region: String,
+    binding: String,
+    delay_ms: u64,
+}
+
+impl Ready {
+    async fn of(locations: &[Location], running: &Running) -> Result<Ready> {
+        let missing = |what: &str| Error::internal(format!("the world started without its {what}"));
+        let origin = running.origin.as_ref().ok_or_else(|| missing("origin"))?;
+        let account = running.accounts.first().ok_or_else(|| missing("account"))?;
+        let namespace = roles::ensure_namespace(origin, account.account_id, NAMESPACE).await?;
+        let located = locations.iter().map(|location| {
+            let tier = running.tiers.iter().find(|tier| tier.name == location.name);
+            let listen = tier.and_then(|tier| tier.listen).ok_or_else(|| missing(&location.name))?;
+            Ok(ReadyLocation {
+                name: location.name.clone(),
+                region: location.region.clone(),
+                binding: listen.to_string(),
+                delay_ms: u64::try_from(location.delay.as_millis()).unwrap_or(u64::MAX),
+            })
+        });
+        Ok(Ready {
+            pid: std::process::id(),
+            rest: process::rest_url(running.rest.ok_or_else(|| missing("REST API"))?),
+            admin: running.admin.map(|admin| format!("http://{admin}")),
+            account_id: account.account_id,
+            token: account.token.clone(),
+            namespace: ReadyNamespace { id: namespace.id, title: namespace.title },
+            locations: located.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// What a person needs to know, ready to paste. The token is shown once; later starts say where it is kept.
+fn introduction(ready: &Ready, running: &Running, workers: &[Worker], data: &Path) -> String {
+    let new = running.accounts.iter().any(|account| account.new);
+    let kept = data.join("accounts").join(format!("{ACCOUNT}.json"));
+    let (token, curl_token) = match new {
+        true => (ready.token.clone(), ready.token.clone()),
+        false => {
+            let read = format!("$(sed -n 's/.*\"token\": \"\\(.*\\)\".*/\\1/p' {})", kept.display());
+            (read, "$CLOUDFLARE_API_TOKEN".to_owned())
+        }
+    };
+    let mut text = format!(
+        "Kvasar is ready. Its data is in {data}, its token in {kept}.\n\n\
+         For wrangler, the SDKs and Terraform:\n\n\
+         \x20 export CLOUDFLARE_API_BASE_URL={rest}\n\
+         \x20 export CLOUDFLARE_BASE_URL={rest}\n\
+         \x20 export CLOUDFLARE_ACCOUNT_ID={account}\n\
+         \x20 export CLOUDFLARE_API_TOKEN={token}\n\
+         \x20 npx wrangler kv key put hello world --namespace-id {namespace} --remote\n\n\
+         For curl, at each location:\n\n",
+        data = data.display(),
+        kept = kept.display(),
+        rest = ready.rest,
+        account = ready.account_id,
+        namespace = ready.namespace.id,
+    );
+    for location in &ready.locations {
+        text.push_str(&format!(
+            "  curl -i http://{}/hello -H 'kvasar-namespace: {}' -H \"Authorization: Bearer {curl_token}\"   # {}, {} ms from its region\n",
+            location.binding, ready.namespace.id, location.name, location.delay_ms
+        ));
+    }
+    if let Some(location) = ready.locations.first() {
+        text.push_str(&format!(
+            "\nFor a Worker under workerd, at {}:\n\n  \
+             kvasar workerd-config --location {} --binding KV={} --token \"{curl_token}\" > config.capnp && npx workerd serve config.capnp\n",
+            location.name, location.binding, ready.namespace.id
+        ));
+    }
+    for worker in workers {
+        text.push_str(&format!("\nYour Worker at {} listens on http://{}\n", worker.location, worker.address));
+    }
+    if let Some(admin) = &ready.admin {
+        text.push_str(&format!("\nHealth and metrics: {admin}/metrics\nStop with ctrl-C.\n"));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::Log,
@@ -12,18 +12,14 @@ use crate::{
 /// What may say otherwise than the default level, in the words of tracing's filters: `debug`, `kvasar::cache=trace`.
 const VARIABLE: &str = "KVASAR_LOG";
 
-/// Starts the log, once for the process. `level` is what is shown unless the environment says otherwise.
-pub fn start(form: Log, level: LevelFilter) -> Result<()> {
-    let filter =
-        EnvFilter::builder().with_default_directive(level.into()).with_env_var(VARIABLE).try_from_env().or_else(
-            |error| match std::env::var_os(VARIABLE) {
-                None => Ok(EnvFilter::default().add_directive(level.into())),
-                Some(text) => {
-                    let what = format!("reading the filter '{}' in {VARIABLE}", text.display());
-                    Err(Error::bad_request(what).with_source(error))
-                }
-            },
-        )?;
+/// Starts the log, once for the process. `default` is the filter unless the environment says otherwise.
+pub fn start(form: Log, default: &str) -> Result<()> {
+    let filter = match std::env::var(VARIABLE) {
+        Ok(text) => EnvFilter::try_new(&text)
+            .map_err(|e| Error::bad_request(format!("reading the filter '{text}' in {VARIABLE}")).with_source(e))?,
+        Err(std::env::VarError::NotPresent) => EnvFilter::new(default),
+        Err(error) => return Err(Error::bad_request(format!("reading {VARIABLE}")).with_source(error)),
+    };
     let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match form {
         Log::Text => output.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

@@ -8,8 +8,10 @@ pub mod client;
 pub mod dev;
 pub mod log;
 pub mod namespace;
+mod process;
 pub mod serve;
 pub mod token;
+mod worker;
 pub mod workerd;
 
 use std::io::{ErrorKind, Write};

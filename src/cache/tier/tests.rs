@@ -18,10 +18,13 @@ const NAMESPACE: NamespaceId = NamespaceId::from_u128(7);
 const TRIP: Duration = Duration::from_millis(80);
 const SECOND: Duration = Duration::from_secs(1);
 
+/// A key's last write: its version, its value unless it deleted, and when it expires.
+type LastWrite = (Version, Option<Bytes>, Option<Moment>);
+
 /// An origin that is always current, a trip away, and can be held up, stopped or made to fail.
 struct Upstream {
     clock: Arc<ManualClock>,
-    states: Mutex<HashMap<Key, (Version, Option<Bytes>, Option<Moment>)>>,
+    states: Mutex<HashMap<Key, LastWrite>>,
     last: AtomicU64,
     questions: Mutex<Vec<Read>>,
     /// How old its answers are.
