@@ -1,0 +1,104 @@
+//! The commands as a person types them: what they print, where, and with which exit code. Those that serve are tested where they are served.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+fn kvasar(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvasar"));
+    // None of whoever runs the tests.
+    for name in ["API_BASE_URL", "API_TOKEN", "API_KEY", "EMAIL", "API_EMAIL", "ACCOUNT_ID"] {
+        command.env_remove(format!("CLOUDFLARE_{name}"));
+    }
+    command.args(arguments).envs(variables.iter().copied()).output().expect("the binary runs")
+}
+
+/// Exit code, standard output and standard error.
+fn ended(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("commands print UTF-8");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let (code, out, _) = ended(&kvasar(&["--version"], &[]));
+    assert_eq!((code, out.as_str()), (Some(0), concat!("kvasar ", env!("CARGO_PKG_VERSION"), "\n")));
+}
+
+#[test]
+fn every_command_explains_itself_with_an_example() {
+    for command in ["dev", "serve", "check-config", "workerd-config", "namespace", "token"] {
+        let (code, out, _) = ended(&kvasar(&[command, "--help"], &[]));
+        assert_eq!(code, Some(0), "{command}");
+        assert!(out.contains(&format!("kvasar {command}")) && out.contains("Example"), "{out}");
+    }
+}
+
+#[test]
+fn misuse_ends_with_2_and_failure_with_1() {
+    assert_eq!(ended(&kvasar(&[], &[])).0, Some(2));
+    assert_eq!(ended(&kvasar(&["serve"], &[])).0, Some(2));
+    assert_eq!(ended(&kvasar(&["dev", "--location", "home"], &[])).0, Some(2));
+    let (code, out, err) = ended(&kvasar(&["serve", "--config", "no-such-file.toml"], &[]));
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.starts_with("error: reading the configuration no-such-file.toml: No such file"), "{err}");
+}
+
+#[test]
+fn a_configuration_is_checked_whole() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("test.toml");
+    let path = file.to_str().expect("a path in UTF-8");
+    fs::write(&file, "[server]\nlocaton = \"ams\"\n[origin]\nid = 300\n").expect("a file");
+    let (code, out, err) = ended(&kvasar(&["check-config", path], &[]));
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.starts_with(&format!("error: {path} has 4 problems:\n  line 2: [server] has no 'locaton'")), "{err}");
+    assert!(err.contains("    instead: location\n"), "{err}");
+
+    let (code, out, err) = ended(&kvasar(&["check-config", "examples/config/all-in-one.toml"], &[]));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(out.lines().count(), 5, "{out}");
+}
+
+#[test]
+fn a_workerd_configuration_is_printed_or_written_for_its_owner_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let worker = folder.path().join("worker.js");
+    fs::write(&worker, "export default {};\n").expect("a file");
+    let output = folder.path().join("config.capnp");
+    let (worker, written) = (worker.to_str().expect("UTF-8"), output.to_str().expect("UTF-8"));
+    let common = ["workerd-config", "--binding", "KV=0f2ac74b498b48028cb68387c421e279"];
+    let token = [("CLOUDFLARE_API_TOKEN", "a-token")];
+
+    let (code, out, _) = ended(&kvasar(&common, &token));
+    assert_eq!(code, Some(0));
+    assert!(out.contains("\"Bearer a-token\"") && out.contains("0f2ac74b498b48028cb68387c421e279"), "{out}");
+
+    let arguments = [&common[..], &["--worker", worker, "--output", written]].concat();
+    assert_eq!(ended(&kvasar(&arguments, &token)), (Some(0), String::new(), String::new()));
+    assert!(fs::read_to_string(&output).expect("it is written").contains("embed \"worker.js\""));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(&output).expect("it is there").permissions().mode() & 0o777, 0o600);
+    }
+
+    let (code, _, err) = ended(&kvasar(&common, &[]));
+    assert_eq!(code, Some(2), "a configuration without a token would not run: {err}");
+}
+
+#[test]
+fn what_needs_a_server_says_when_there_is_none_or_no_credential() {
+    let (code, _, err) = ended(&kvasar(&["namespace", "list"], &[]));
+    assert_eq!(code, Some(1));
+    assert!(err.starts_with("error: no credential: set CLOUDFLARE_API_TOKEN"), "{err}");
+    // A port that was free a moment ago, and that nobody listens on.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let base = format!("http://{free}/client/v4");
+    let variables = [("CLOUDFLARE_API_TOKEN", "t"), ("CLOUDFLARE_API_BASE_URL", base.as_str())];
+    let (code, _, err) = ended(&kvasar(&["token", "list"], &variables));
+    assert_eq!(code, Some(1));
+    assert!(err.starts_with(&format!("error: finding the account: asking {base}/accounts: ")), "{err}");
+    assert!(err.contains("Connection refused"), "{err}");
+}
