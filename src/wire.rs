@@ -523,3 +523,6 @@ fn parse_version(value: &HeaderValue, name: &str) -> Result<Version> {
 fn unexpected(what: impl std::fmt::Display) -> Error {
     Error::new(Kind::Unreachable, format!("upstream does not speak our protocol: it answered {what}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,10 @@ impl Auth {
             Identity::Token(token) => {
                 token.check(right)?;
                 token.check_covers(namespace)?;
-                self.find_namespace(token.account, namespace).await.map(|_| ())
+                match self.record(&reserved::namespace(token.account, namespace)).await? {
+                    Some(_) => Ok(()),
+                    None => Err(namespace_unknown()),
+                }
             }
         }
     }
@@ -88,7 +91,7 @@ impl Auth {
     pub async fn find_namespace(&self, account: AccountId, namespace: NamespaceId) -> Result<Namespace> {
         match self.record(&reserved::namespace(account, namespace)).await? {
             Some(record) => parse(&record, "namespace"),
-            None => Err(Error::new(Kind::NamespaceUnknown, "namespace not found")),
+            None => Err(namespace_unknown()),
         }
     }
 
@@ -189,6 +192,10 @@ fn metadata_of(answer: Answer) -> Result<Option<Bytes>> {
 fn parse<T: serde::de::DeserializeOwned>(record: &[u8], what: &str) -> Result<T> {
     serde_json::from_slice(record)
         .map_err(|e| Error::internal(format!("reading the record of a {what}")).with_source(e))
+}
+
+fn namespace_unknown() -> Error {
+    Error::new(Kind::NamespaceUnknown, "namespace not found")
 }
 
 fn unauthenticated() -> Error {
