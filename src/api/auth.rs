@@ -244,3 +244,193 @@ impl GuessLimit {
         self.state.lock().expect("no holder of this lock can panic").left += 1.0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashMap,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        kv::{CacheStatus, Entry, Key, List, NewToken, Page, Version},
+    };
+
+    /// Records by key, and how often it was asked for one.
+    #[derive(Default)]
+    struct Records {
+        records: Mutex<HashMap<Key, Bytes>>,
+        asked: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Source for Records {
+        fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+            None
+        }
+
+        async fn get(&self, namespace: NamespaceId, key: &Key, _: &Read) -> Result<Answer> {
+            assert_eq!(namespace, NamespaceId::RESERVED);
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let state = match self.records.lock().unwrap().get(key) {
+                None => State::Absent,
+                Some(record) => State::Present(Entry {
+                    value: Bytes::new().into(),
+                    metadata: Some(record.clone()),
+                    expiration: None,
+                    time_left: None,
+                }),
+            };
+            Ok(Answer { state, version: Version::ZERO, age: Duration::ZERO, status: CacheStatus::Bypass })
+        }
+
+        async fn list(&self, _: NamespaceId, _: &List) -> Result<Page> {
+            Ok(Page { keys: Vec::new(), cursor: None })
+        }
+    }
+
+    const ACCOUNT: AccountId = AccountId::from_u128(1);
+    const MINE: NamespaceId = NamespaceId::from_u128(10);
+    const OTHERS: NamespaceId = NamespaceId::from_u128(20);
+    const SECRET: &str = "a token";
+
+    struct World {
+        records: Arc<Records>,
+        clock: Arc<ManualClock>,
+        auth: Auth,
+    }
+
+    fn world() -> World {
+        let (records, clock) = (Arc::new(Records::default()), ManualClock::shared());
+        let source = Arc::clone(&records) as Arc<dyn Source>;
+        let auth = Auth::new(source, Arc::new(Arc::clone(&clock)), Some("the cluster's secret"), Duration::ZERO);
+        let world = World { records, clock, auth };
+        for (account, namespace) in [(ACCOUNT, MINE), (AccountId::from_u128(2), OTHERS)] {
+            let record = Namespace { id: namespace, title: "t".into(), jurisdiction: None, mode: None };
+            world.put(reserved::namespace(account, namespace), &record);
+        }
+        world
+    }
+
+    impl World {
+        fn put(&self, key: Key, record: &impl serde::Serialize) {
+            self.records.records.lock().unwrap().insert(key, serde_json::to_vec(record).unwrap().into());
+        }
+
+        fn token(&self, rights: Rights, namespaces: Option<Vec<NamespaceId>>, expires: Option<u64>) {
+            let hash = hash(SECRET);
+            let token = NewToken { name: "n".into(), rights, namespaces, expires };
+            let token = Token { id: "x".into(), account: ACCOUNT, hash: hash.clone(), token };
+            self.put(reserved::token(&hash), &token);
+        }
+
+        async fn may(&self, right: Rights, namespace: NamespaceId) -> Result<(), Kind> {
+            let headers = headers(&[("authorization", &format!("Bearer {SECRET}"))]);
+            let identity = self.auth.identify(&headers).await.map_err(|e| e.kind)?;
+            self.auth.namespace(&identity, namespace, right).await.map_err(|e| e.kind)
+        }
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[tokio::test]
+    async fn each_right_includes_the_lesser_ones() {
+        let w = world();
+        w.token(Rights::Read, None, None);
+        assert_eq!(w.may(Rights::Read, MINE).await, Ok(()));
+        assert_eq!(w.may(Rights::Write, MINE).await, Err(Kind::Forbidden));
+        w.token(Rights::Admin, None, None);
+        assert_eq!(w.may(Rights::Write, MINE).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn without_the_right_a_namespace_that_exists_answers_like_one_that_does_not() {
+        let w = world();
+        w.token(Rights::Write, Some(vec![]), None);
+        assert_eq!(w.may(Rights::Read, MINE).await, w.may(Rights::Read, NamespaceId::from_u128(99)).await);
+        w.token(Rights::Read, None, None);
+        assert_eq!(w.may(Rights::Write, MINE).await, w.may(Rights::Write, NamespaceId::from_u128(99)).await);
+    }
+
+    #[tokio::test]
+    async fn another_accounts_namespace_is_unknown() {
+        let w = world();
+        w.token(Rights::Admin, None, None);
+        assert_eq!(w.may(Rights::Read, OTHERS).await, Err(Kind::NamespaceUnknown));
+        assert_eq!(w.may(Rights::Read, NamespaceId::RESERVED).await, Err(Kind::NamespaceUnknown));
+    }
+
+    #[tokio::test]
+    async fn an_expired_token_is_no_token() {
+        let w = world();
+        w.token(Rights::Admin, None, Some(w.clock.wall_millis() / 1000 + 10));
+        assert_eq!(w.may(Rights::Read, MINE).await, Ok(()));
+        w.clock.advance(Duration::from_secs(10));
+        assert_eq!(w.may(Rights::Read, MINE).await, Err(Kind::Unauthenticated));
+    }
+
+    #[tokio::test]
+    async fn every_form_of_credential_is_taken_and_what_is_none_is_refused() {
+        let w = world();
+        w.token(Rights::Read, None, None);
+        let check =
+            async |pairs: &[(&'static str, &str)]| w.auth.identify(&headers(pairs)).await.map_err(|e| e.kind).is_ok();
+        assert!(check(&[("authorization", "Bearer a token")]).await);
+        assert!(check(&[("authorization", "bearer a token")]).await);
+        assert!(check(&[("x-auth-key", SECRET), ("x-auth-email", "a@b")]).await);
+        assert!(check(&[("x-auth-user-service-key", SECRET)]).await);
+        for refused in [
+            &[][..],
+            &[("authorization", "Bearer")],
+            &[("authorization", "Bearer ")],
+            &[("authorization", "Basic a token")],
+            &[("authorization", "a token")],
+            &[("authorization", "Bearer another")],
+            &[("x-auth-key", SECRET)],
+            &[("x-auth-key", SECRET), ("x-auth-email", "")],
+        ] {
+            assert!(!check(refused).await, "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_clusters_secret_makes_a_tier() {
+        let w = world();
+        let tier = w.auth.identify(&headers(&[("authorization", "Bearer the cluster's secret")])).await.unwrap();
+        assert!(matches!(tier, Identity::Tier));
+        assert!(w.auth.namespace(&tier, NamespaceId::RESERVED, Rights::Read).await.is_ok());
+        assert_eq!(w.records.asked.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn guessing_is_bounded_and_right_credentials_use_nothing_up() {
+        let w = world();
+        w.token(Rights::Read, None, None);
+        let right = headers(&[("authorization", "Bearer a token")]);
+        for _ in 0..10_000 {
+            w.auth.identify(&right).await.unwrap();
+        }
+        let mut limited = 0;
+        for i in 0..10_000 {
+            let guess = headers(&[("authorization", &format!("Bearer {i}"))]);
+            let error = w.auth.identify(&guess).await.unwrap_err();
+            limited += usize::from(error.kind == Kind::RateLimited);
+        }
+        assert_eq!(limited, 10_000 - GUESSES_BURST as usize);
+        w.clock.advance(Duration::from_secs(1));
+        assert!(w.auth.identify(&right).await.is_ok());
+    }
+
+    #[test]
+    fn a_new_secret_is_what_the_clients_accept() {
+        let secret = new_secret(&ManualClock::shared());
+        assert!((40..=80).contains(&secret.len()));
+        assert!(secret.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    }
+}
