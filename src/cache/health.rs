@@ -1,7 +1,8 @@
 //! Whether upstream answers, so that nobody waits for one that does not.
 //!
 //! A question that nobody answered marks upstream as down for about a second. Meanwhile what is held is answered at once, marked, and what is not
-//! is refused at once; then one question goes through as a probe. Only silence counts: an error that upstream answered proves that it is there.
+//! is refused at once; then one question goes through as a probe. Only silence counts: an error that upstream answered proves that it is there, and
+//! so does any answer that came after the question was asked that found none.
 
 use std::{
     sync::{
@@ -22,6 +23,8 @@ pub struct Health {
     upstream: String,
     /// Until when upstream counts as down; zero while it is up.
     down_until: AtomicU64,
+    /// When upstream last answered anything.
+    answered_at: AtomicU64,
     /// Until when it counts as recovering, and is refilled from gently.
     recovering_until: AtomicU64,
     /// How long a probe may take.
@@ -35,7 +38,14 @@ const RECOVERY: Duration = Duration::from_secs(10);
 
 impl Health {
     pub fn new(clock: Arc<dyn Clock>, upstream: String, deadline: Duration) -> Health {
-        Health { clock, upstream, down_until: AtomicU64::new(0), recovering_until: AtomicU64::new(0), deadline }
+        Health {
+            clock,
+            upstream,
+            down_until: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
+            recovering_until: AtomicU64::new(0),
+            deadline,
+        }
     }
 
     pub fn is_down(&self) -> bool {
@@ -65,23 +75,80 @@ impl Health {
         Err(Error::unavailable(format!("{} does not answer", self.upstream)))
     }
 
-    /// Learns from how a question ended.
-    pub fn observe<T>(&self, result: &Result<T>) {
+    /// Learns from how a question ended that was asked at that moment.
+    pub fn observe<T>(&self, asked_at: Moment, result: &Result<T>) {
+        let now = self.clock.now();
         match result {
             Err(error) if error.kind == Kind::Unreachable => {
-                let now = self.clock.now();
+                if self.answered_at.load(Ordering::Acquire) > asked_at.as_nanos() {
+                    return;
+                }
                 let until = now + clock::jittered(&*self.clock, DOWN);
                 if self.down_until.swap(until.as_nanos(), Ordering::AcqRel) == 0 {
                     tracing::warn!(upstream = self.upstream, %error, "upstream does not answer; what is held is served, marked STALE");
                 }
             }
             _ => {
+                self.answered_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
                 if self.down_until.load(Ordering::Acquire) != 0 && self.down_until.swap(0, Ordering::AcqRel) != 0 {
-                    let until: Moment = self.clock.now() + RECOVERY;
+                    let until = now + RECOVERY;
                     self.recovering_until.store(until.as_nanos(), Ordering::Release);
                     tracing::info!(upstream = self.upstream, "upstream answers again");
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    fn health(clock: &Arc<ManualClock>) -> Health {
+        Health::new(Arc::new(Arc::clone(clock)), "upstream".into(), DEADLINE)
+    }
+
+    fn silence() -> Result<()> {
+        Err(Error::new(Kind::Unreachable, "no answer"))
+    }
+
+    #[test]
+    fn silence_stops_questions_but_for_one_probe_at_a_time() {
+        let clock = ManualClock::shared();
+        let health = health(&clock);
+        assert!(health.may_ask());
+        health.observe(clock.now(), &silence());
+        assert!(health.is_down() && !health.may_ask());
+        clock.advance(DOWN * 2);
+        assert!(health.may_ask());
+        assert!(!health.may_ask());
+        clock.advance(DEADLINE);
+        assert!(health.may_ask());
+        health.observe(clock.now(), &Ok(()));
+        assert!(!health.is_down() && health.may_ask() && health.is_recovering());
+        clock.advance(RECOVERY);
+        assert!(!health.is_recovering());
+    }
+
+    #[test]
+    fn an_answer_since_the_question_shows_that_upstream_is_there() {
+        let clock = ManualClock::shared();
+        let health = health(&clock);
+        let asked_at = clock.now();
+        clock.advance(DEADLINE);
+        health.observe(clock.now(), &Ok(()));
+        health.observe(asked_at, &silence());
+        assert!(!health.is_down());
+    }
+
+    #[test]
+    fn an_answered_error_is_an_answer() {
+        let clock = ManualClock::shared();
+        let health = health(&clock);
+        health.observe(clock.now(), &Err::<(), _>(Error::unavailable("busy")));
+        assert!(!health.is_down());
     }
 }

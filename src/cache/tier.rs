@@ -134,8 +134,9 @@ impl Source for Tier {
 
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
         self.0.health.check()?;
+        let sent_at = self.0.clock.now();
         let page = self.0.upstream.list(namespace, list).await;
-        self.0.health.observe(&page);
+        self.0.health.observe(sent_at, &page);
         page.map_err(answered_below)
     }
 }
@@ -147,7 +148,7 @@ impl Writer for Tier {
         let sent_at = self.0.clock.now();
         let (change, copy) = self.copying(change);
         let written = self.0.upstream.write(namespace, key, change).await;
-        self.0.health.observe(&written);
+        self.0.health.observe(sent_at, &written);
         let written = written.map_err(answered_below)?;
         self.keep_written(EntryKey { namespace, key: key.clone() }, &written, copy, sent_at);
         Ok(written)
@@ -164,7 +165,7 @@ impl Writer for Tier {
             changes.push((key, change));
         }
         let outcomes = self.0.upstream.write_many(namespace, changes).await;
-        self.0.health.observe(&outcomes);
+        self.0.health.observe(sent_at, &outcomes);
         let outcomes = outcomes.map_err(answered_below)?;
         if outcomes.len() != copies.len() {
             return Err(Error::internal(format!("upstream answered {} of {} writes", outcomes.len(), copies.len())));
@@ -183,8 +184,9 @@ impl Writer for Tier {
             Control::RemoveNamespace { id } => Some(*id),
             _ => None,
         };
+        let sent_at = self.0.clock.now();
         let outcome = self.0.upstream.control(account, control).await;
-        self.0.health.observe(&outcome);
+        self.0.health.observe(sent_at, &outcome);
         let (controlled, version) = outcome.map_err(answered_below)?;
         let changed = match &controlled {
             Controlled::Namespace(namespace) => Some(reserved::namespace(account, namespace.id)),
@@ -293,12 +295,12 @@ impl Tier {
         let shared = &self.0;
         let deadline = shared.settings.upstream_deadline;
         let flight = Arc::clone(ticket.flight());
+        let asked_at = shared.clock.now();
         let question = clock::within(&*shared.clock, deadline, self.question(ticket, demand)).await;
         let settled = question.unwrap_or_else(|_| {
-            let late = Error::new(Kind::Unreachable, format!("upstream did not answer within {deadline:?}"));
-            let late = Err::<(), _>(late);
-            shared.health.observe(&late);
-            late.map(|()| unreachable!("made as an error"))
+            let late = Err(Error::new(Kind::Unreachable, format!("upstream did not answer within {deadline:?}")));
+            shared.health.observe(asked_at, &late);
+            late
         });
         match settled {
             Ok(settled) => flight.settle(settled),
@@ -321,7 +323,7 @@ impl Tier {
             // P1: an answer is dated from before the question.
             let sent_at = shared.clock.now();
             let answer = shared.upstream.get(namespace, &key, &read).await;
-            shared.health.observe(&answer);
+            shared.health.observe(sent_at, &answer);
             match self.take(ticket, answer?, held, sent_at).await? {
                 Taken::Settled(settled) => return Ok(settled),
                 Taken::Overtaken(again) => ticket = again,
