@@ -3,6 +3,8 @@
 //! The binding port reports by status and reason phrase, which is all that a Worker ever sees (worker-binding 1.3, 2.8, 4.2). REST reports by
 //! status and a number in an envelope (rest-api 7). The texts of single checks are written where the check is made.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper::ext::ReasonPhrase;
@@ -53,7 +55,7 @@ pub fn binding_response(error: &Error) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain;charset=UTF-8"));
     insert_kind(headers, error.kind);
-    insert_retry_after(headers, error);
+    insert_retry_after(headers, error.retry_after);
     response
 }
 
@@ -82,8 +84,8 @@ pub(super) fn insert_kind(headers: &mut http::HeaderMap, kind: Kind) {
 }
 
 /// Whole seconds, rounded up.
-pub(super) fn insert_retry_after(headers: &mut http::HeaderMap, error: &Error) {
-    if let Some(wait) = error.retry_after {
+pub(super) fn insert_retry_after(headers: &mut http::HeaderMap, wait: Option<Duration>) {
+    if let Some(wait) = wait {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -157,8 +159,6 @@ pub fn rest_text(error: &Error) -> (&str, bool) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn phrase(text: &str) -> String {

@@ -12,4 +12,5 @@ pub mod error;
 pub mod guard;
 pub mod json;
 pub mod query;
+pub mod rest;
 pub mod server;
