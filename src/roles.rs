@@ -24,6 +24,7 @@ use crate::{
         binding::Binding,
         budget::Budget,
         guard::Deadlines,
+        rest::Rest,
         server::{self, ServerContext, ServerLimits},
     },
     cache::{
@@ -239,9 +240,9 @@ impl Parts<'_> {
             RestOn::Tier(name) => name,
         };
         let (backend, auth) = self.backends.get(on).ok_or_else(|| unknown_upstream("rest", on))?;
+        let rest = Rest::new(Arc::clone(backend), Arc::clone(auth), Arc::clone(&self.clock), Arc::clone(&self.buffers));
         let (listener, address) = listen("REST", settings.listen).await?;
-        let metrics = self.metrics.door(Door::Rest, "rest");
-        drop((backend, auth, metrics, listener));
+        server::spawn(listener, rest, "rest", &self.running.context, self.metrics.door(Door::Rest, "rest"));
         self.running.rest = Some(address);
         Ok(())
     }
