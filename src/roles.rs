@@ -242,7 +242,8 @@ impl Parts<'_> {
         let (backend, auth) = self.backends.get(on).ok_or_else(|| unknown_upstream("rest", on))?;
         let rest = Rest::new(Arc::clone(backend), Arc::clone(auth), Arc::clone(&self.clock), Arc::clone(&self.buffers));
         let (listener, address) = listen("REST", settings.listen).await?;
-        server::spawn(listener, rest, "rest", &self.running.context, self.metrics.door(Door::Rest, "rest"));
+        let metrics = self.metrics.door(Door::Rest, "rest");
+        server::spawn(listener, rest, "rest", &self.running.context, metrics);
         self.running.rest = Some(address);
         Ok(())
     }
