@@ -242,8 +242,7 @@ impl Parts<'_> {
         let (backend, auth) = self.backends.get(on).ok_or_else(|| unknown_upstream("rest", on))?;
         let rest = Rest::new(Arc::clone(backend), Arc::clone(auth), Arc::clone(&self.clock), Arc::clone(&self.buffers));
         let (listener, address) = listen("REST", settings.listen).await?;
-        let metrics = self.metrics.door(Door::Rest, "rest");
-        server::spawn(listener, rest, "rest", &self.running.context, metrics);
+        server::spawn(listener, rest, "rest", &self.running.context, self.metrics.door(Door::Rest, "rest"));
         self.running.rest = Some(address);
         Ok(())
     }

@@ -121,8 +121,7 @@ impl FromStr for Location {
 }
 
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let level = if arguments.quiet { "warn,kvasar::access=off" } else { "warn,kvasar::access=info" };
-    log::start(config::Log::Text, level)?;
+    log::start(config::Log::Text, "warn")?;
     let clock = RealClock::shared();
     let secret = auth::new_secret(&*clock);
     let locations = if arguments.locations.is_empty() { Location::defaults() } else { arguments.locations.clone() };
