@@ -168,6 +168,7 @@ impl<H: Handler> Server<H> {
         let started = self.context.clock.now();
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let busy = BusyGuard::new(busy);
+        let in_flight = self.metrics.in_flight();
         let method = request.method().clone();
         let logged = tracing::enabled!(target: "kvasar::access", tracing::Level::INFO);
         let (path, namespace) = if logged { logged_parts(&request) } else { Default::default() };
@@ -204,7 +205,7 @@ impl<H: Handler> Server<H> {
             outcome: outcome(status),
             // A body without bytes is never asked for them.
             ended: response.body().is_end_stream(),
-            _in_flight: self.metrics.in_flight(),
+            _in_flight: in_flight,
             _busy: busy,
             _place: place.ok(),
         };
@@ -346,5 +347,55 @@ impl http_body::Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::{
+        clock::RealClock,
+        metrics::{Door, Metrics},
+    };
+
+    /// Answers with what is counted while it answers.
+    struct Counting(Arc<Metrics>);
+
+    impl Handler for Counting {
+        async fn handle(&self, _: Request) -> Response {
+            Response::new(ResponseBody::Whole(self.0.render().into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_in_flight_from_its_head_on() {
+        let deadline = Duration::from_secs(10);
+        let deadlines = Deadlines { head: deadline, body_idle: deadline, idle: deadline };
+        let limits = ServerLimits { connections: 1, requests_in_flight: 1, deadlines };
+        let context = ServerContext::new(RealClock::shared(), limits);
+        let metrics = Arc::new(Metrics::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        spawn(listener, Counting(Arc::clone(&metrics)), "home", &context, metrics.door(Door::Binding, "home"));
+
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        let labels = r#"{door="binding",location="home"}"#;
+        for gauge in ["kvasar_requests_in_flight", "kvasar_connections"] {
+            assert!(answer.contains(&format!("{gauge}{labels} 1\n")), "{answer}");
+        }
+        context.shutdown.cancel();
+        context.tasks.close();
+        context.tasks.wait().await;
+        for gauge in ["kvasar_requests_in_flight", "kvasar_connections"] {
+            assert!(metrics.render().contains(&format!("{gauge}{labels} 0\n")), "{}", metrics.render());
+        }
     }
 }
