@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
@@ -126,25 +127,39 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let secret = auth::new_secret(&*clock);
     let locations = if arguments.locations.is_empty() { Location::defaults() } else { arguments.locations.clone() };
     let config = world(&arguments, &locations, secret)?;
+    let waiting = waiting(arguments.quiet);
+    waiting.set_message(format!("opening the store in {}", arguments.data.display()));
     let running = roles::start(&config, Links::Sockets, clock).await?;
-    let served = serve(&arguments, &locations, &running).await;
+    let served = serve(&arguments, &locations, &running, waiting).await;
     running.stop().await;
     served
 }
 
+/// What a person sees while a large store is opened, or workerd starts; nothing where there is no terminal.
+fn waiting(quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
 /// Tells everybody where everything is, and runs until it is told to stop.
-async fn serve(arguments: &Arguments, locations: &[Location], running: &Running) -> Result<()> {
+async fn serve(arguments: &Arguments, locations: &[Location], running: &Running, waiting: ProgressBar) -> Result<()> {
     let ready = Ready::of(locations, running).await?;
     let mut workers = Vec::new();
     if let Some(worker) = &arguments.worker {
         let binding = workerd::Binding { name: "KV".to_owned(), namespace: ready.namespace.id };
         for location in &ready.locations {
+            waiting.set_message(format!("starting workerd at {}", location.name));
             workers.push(Worker::start(worker, &location.name, &location.binding, &ready.token, &binding).await?);
         }
     }
     if let Some(file) = &arguments.ready_file {
         process::write_ready_file(file, &ready)?;
     }
+    waiting.finish_and_clear();
     if !arguments.quiet {
         super::show(&introduction(&ready, running, &workers, &arguments.data))?;
     }
