@@ -1,10 +1,13 @@
 //! The commands as a person types them: what they print, where, and with which exit code. Those that serve are tested where they are served.
 
+mod support;
+
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
 };
+
+use support::Server;
 
 fn kvasar(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvasar"));
@@ -104,68 +107,21 @@ fn what_needs_a_server_says_when_there_is_none_or_no_credential() {
     assert!(err.contains("Connection refused"), "{err}");
 }
 
-/// A world of one location in a folder of its own, ended with the test.
-struct World {
-    child: Child,
-    _folder: tempfile::TempDir,
-    ready: serde_json::Value,
-}
-
-impl World {
-    fn start() -> World {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let ready_file = folder.path().join("ready.json");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvasar"))
-            .args(["dev", "--rest", "127.0.0.1:0", "--location", "home=127.0.0.1:0", "--data"])
-            .arg(folder.path().join("data"))
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
-        // It introduces itself once everything listens and the file is written.
-        let mut first = String::new();
-        let output = child.stdout.take().expect("its output is a pipe");
-        BufReader::new(output).read_line(&mut first).expect("it says something");
-        assert!(first.starts_with("Kvasar is ready."), "{first}");
-        let ready = serde_json::from_slice(&fs::read(&ready_file).expect("the ready file")).expect("it is JSON");
-        World { child, _folder: folder, ready }
-    }
-
-    fn text(&self, field: &str) -> &str {
-        self.ready[field].as_str().unwrap_or_else(|| panic!("the ready file has a text '{field}': {}", self.ready))
-    }
-
-    /// Runs a command with the environment that the world prints, and gives what it printed.
-    fn command(&self, arguments: &[&str], token: &str) -> Result<String, String> {
-        let variables = [("CLOUDFLARE_API_BASE_URL", self.text("rest")), ("CLOUDFLARE_API_TOKEN", token)];
+#[test]
+fn namespaces_and_tokens_are_managed_through_a_running_server() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n";
+    let server = Server::start(folder.path(), "origin", config);
+    let base = format!("http://{}/client/v4", server.rest());
+    let command = |arguments: &[&str], token: &str| {
+        let variables = [("CLOUDFLARE_API_BASE_URL", base.as_str()), ("CLOUDFLARE_API_TOKEN", token)];
         match ended(&kvasar(arguments, &variables)) {
             (Some(0), out, _) => Ok(out),
             (_, _, err) => Err(err),
         }
-    }
-
-    /// Tells it to stop, and waits for its end.
-    fn stop(mut self) -> Option<i32> {
-        let told = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(told.success());
-        self.child.wait().expect("it ends").code()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // Only a test that failed leaves it running; one that has ended can't be killed again.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn namespaces_and_tokens_are_managed_through_a_running_server() {
-    let world = World::start();
-    let admin = world.text("token").to_owned();
-    let run = |arguments: &[&str]| world.command(arguments, &admin);
+    };
+    let admin = server.account().1;
+    let run = |arguments: &[&str]| command(arguments, admin);
 
     let made = run(&["namespace", "create", "sessions", "--json"]).expect("it is made");
     let made: serde_json::Value = serde_json::from_str(&made).expect("it is JSON");
@@ -178,7 +134,7 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
     let renamed = run(&["namespace", "rename", "sessions", "old sessions"]).expect("it is renamed");
     assert_eq!(renamed, format!("{:32}  TITLE\n{id}  old sessions\n", "ID"));
     let listed = run(&["namespace", "list"]).expect("they are listed");
-    assert_eq!(listed.lines().count(), 3, "default, this one and the heading: {listed}");
+    assert_eq!(listed.lines().count(), 2, "{listed}");
 
     let reader = run(&["token", "create", "reader", "--rights", "read", "--namespace", &id, "--expires-in", "1h"]);
     let reader = reader.expect("it is made");
@@ -189,7 +145,7 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
     let left = ["in 59 minutes", "in 60 minutes"].iter().any(|left| row.contains(left));
     assert!(row.contains("read") && left && row.ends_with(&id), "{row}");
     assert!(!listed.contains(&value), "no listing shows a secret");
-    let refused = world.command(&["namespace", "create", "other"], &value).expect_err("a reader makes nothing");
+    let refused = command(&["namespace", "create", "other"], &value).expect_err("a reader makes nothing");
     assert!(refused.starts_with("error: creating the namespace 'other': "), "{refused}");
 
     let token = row.split_whitespace().next().expect("its id comes first");
@@ -198,5 +154,5 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
     run(&["namespace", "delete", "old sessions"]).expect("without a terminal nobody is asked");
     let gone = run(&["namespace", "delete", &id]).expect_err("it is gone");
     assert!(gone.contains(&format!("no namespace with the id or title '{id}'")), "{gone}");
-    assert_eq!(world.stop(), Some(0));
+    assert_eq!(server.stop().code(), Some(0));
 }
