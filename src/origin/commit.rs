@@ -129,6 +129,11 @@ impl Committer {
         Version::from_u64(self.committed.load(Ordering::Acquire))
     }
 
+    /// Whether a commit has failed, so that none will be taken any more.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.failure.check().is_err()
+    }
+
     /// Hands changes in and waits until they are on disk. They go into one batch together. The work goes on when the caller doesn't.
     pub(super) async fn commit(&self, changes: Vec<Change>, effect: Option<Effect>) -> Result<Outcomes> {
         self.failure.check()?;
@@ -157,12 +162,18 @@ impl Change {
 }
 
 /// Whether a commit has failed, and why. From then on the origin is read-only.
-#[derive(Default)]
-pub(super) struct Failure(OnceLock<String>);
+pub(super) struct Failure {
+    cause: OnceLock<String>,
+    metrics: OriginMetrics,
+}
 
 impl Failure {
+    pub(super) fn new(metrics: OriginMetrics) -> Failure {
+        Failure { cause: OnceLock::new(), metrics }
+    }
+
     pub(super) fn check(&self) -> Result<()> {
-        match self.0.get() {
+        match self.cause.get() {
             None => Ok(()),
             Some(cause) => {
                 Err(Error::internal(format!("the origin is read-only, because writing to its store failed: {cause}")))
@@ -171,7 +182,8 @@ impl Failure {
     }
 
     pub(super) fn fail(&self, error: &Error) {
-        if self.0.set(error.to_string()).is_ok() {
+        if self.cause.set(error.to_string()).is_ok() {
+            self.metrics.turned_read_only();
             tracing::error!(%error, "WRITING TO THE STORE FAILED: the origin is read-only from now on; repair the disk and restart");
         }
     }
@@ -284,7 +296,6 @@ impl Task {
         if let Err(error) = self.parts.store.commit(batch, Durability::Synced).await {
             // Before the draft drops its uploads: nobody may reclaim what this batch may yet turn out to name.
             self.parts.failure.fail(&error);
-            self.parts.metrics.turned_read_only();
             return Err(Error::internal("the write failed, because the store could not commit it").with_source(error));
         }
         self.parts.metrics.committed(draft.writes, self.parts.clock.now().since(started));

@@ -58,9 +58,9 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Runs until it is dropped.
+    /// Runs until it is dropped, or the origin turns read-only.
     pub(super) async fn run(self) {
-        loop {
+        while !self.committer.is_read_only() {
             match self.sweep().await {
                 Ok(0) => {}
                 Ok(entries) => tracing::debug!(entries, "removed expired entries"),

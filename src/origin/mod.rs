@@ -90,7 +90,7 @@ impl Origin {
     ) -> Result<Arc<Origin>> {
         let found = Facts::load(&*store, &*clock).await?;
         let namespaces = Arc::new(Namespaces::load(&*store).await?);
-        let failure = Arc::new(Failure::default());
+        let failure = Arc::new(Failure::new(metrics.clone()));
         let time = Arc::new(Time::new(Arc::clone(&clock), found.last_version));
         let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts);
         let (stop, stop_committer, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());

@@ -31,13 +31,13 @@ pub(super) struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// Runs until it is dropped: once at the start, then whenever something has become garbage.
+    /// Runs until it is dropped, or the origin turns read-only: once at the start, then whenever something has become garbage.
     pub(super) async fn run(self) {
-        loop {
+        while !self.committer.is_read_only() {
             match self.pass().await {
                 Ok(0) => {}
                 Ok(reclaimed) => tracing::debug!(reclaimed, "reclaimed what nobody names any more"),
-                // What is left is found again at the next pass. A store that can't be written to has been reported already.
+                // What is left is found again at the next pass.
                 Err(error) => tracing::warn!(%error, "reclaiming stopped, and goes on when there is more to reclaim"),
             }
             self.values.reclaimer_woken().await;

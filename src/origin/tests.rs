@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+mod figures;
 mod lists;
 mod reads;
 mod values;
