@@ -54,10 +54,15 @@ async fn nothing_acknowledged_is_lost_or_torn_when_the_process_is_killed() {
     for writer in &mut writers {
         writer.check(&server.remote, namespace).await;
     }
-    let (lost, torn) = writers.iter().fold((0, 0), |(lost, torn), writer| (lost + writer.lost, torn + writer.torn));
-    println!("kill -9: {ROUNDS} of {ROUNDS} rounds, {acknowledged} acknowledged writes, {lost} lost, {torn} torn");
+    let lost: Vec<String> = writers.iter_mut().flat_map(|writer| std::mem::take(&mut writer.lost)).collect();
+    let torn: Vec<String> = writers.iter_mut().flat_map(|writer| std::mem::take(&mut writer.torn)).collect();
+    println!(
+        "kill -9: {ROUNDS} of {ROUNDS} rounds, {acknowledged} acknowledged writes, {} lost, {} torn",
+        lost.len(),
+        torn.len()
+    );
     assert!(acknowledged > ROUNDS as usize, "the server was killed before it could do anything");
-    assert_eq!((lost, torn), (0, 0));
+    assert!(lost.is_empty() && torn.is_empty(), "lost: {lost:#?}\ntorn: {torn:#?}");
 }
 
 /// Lets all writers write, kills the server at a random moment and waits until they have noticed.
@@ -91,8 +96,9 @@ async fn write_until_killed(
 /// What one writer has done to its keys.
 struct Ledger {
     keys: Vec<KeyLedger>,
-    lost: usize,
-    torn: usize,
+    /// What was found instead, and where.
+    lost: Vec<String>,
+    torn: Vec<String>,
 }
 
 struct KeyLedger {
@@ -116,7 +122,7 @@ impl Ledger {
         let keys = (0..KEYS_PER_WRITER)
             .map(|i| KeyLedger { key: key(i), possible: vec![Attempt::Absent], acknowledged: 0 })
             .collect();
-        Ledger { keys, lost: 0, torn: 0 }
+        Ledger { keys, lost: Vec::new(), torn: Vec::new() }
     }
 
     /// Compares what is there with what may be, which it then is.
@@ -128,8 +134,7 @@ impl Ledger {
                 State::Present(entry) => {
                     let value = entry.value.collect(u64::MAX).await.expect("a value arrives whole");
                     let Some(found) = recognise(&value) else {
-                        println!("TORN: {:?} has {} bytes of no write", ledger.key, value.len());
-                        self.torn += 1;
+                        self.torn.push(format!("{:?} has {} bytes of no write", ledger.key, value.len()));
                         continue;
                     };
                     found
@@ -137,8 +142,7 @@ impl Ledger {
                 State::Unchanged { .. } => panic!("nothing was held"),
             };
             if !ledger.possible.contains(&found) {
-                println!("LOST: {:?} is {found:?} and may be one of {:?}", ledger.key, ledger.possible);
-                self.lost += 1;
+                self.lost.push(format!("{:?} is {found:?} and may be one of {:?}", ledger.key, ledger.possible));
             }
             ledger.possible = vec![found];
             ledger.acknowledged = 0;

@@ -13,13 +13,17 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{ErrorKind, Write as _},
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable as _,
+    compaction::Leveled,
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
 };
 
@@ -35,6 +39,9 @@ const FORMAT: &str = "kvasar-store 1";
 const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
 /// Chunks at least this long live outside the tree, so that compactions don't copy them.
 const SEPARATED_BYTES_MIN: u32 = 1024;
+/// After so many removed chunks (256 MiB at most) the table is written out early. A removal takes a few bytes in memory, so left alone the
+/// removals of gigabytes would wait there, and the disk's space with them.
+const REMOVED_CHUNKS_MAX: usize = 4096;
 
 pub struct DiskStore {
     shared: Arc<Shared>,
@@ -43,6 +50,8 @@ pub struct DiskStore {
 struct Shared {
     /// What went wrong with the first commit that failed.
     failed: OnceLock<String>,
+    /// Since the table of chunks was last written out for it.
+    removed_chunks: AtomicUsize,
     keyspaces: Vec<Keyspace>,
     database: Database,
     /// Held until the database has closed: fields are dropped in this order.
@@ -61,7 +70,8 @@ impl DiskStore {
             .into_iter()
             .map(|table| database.keyspace(table.name(), || options(table)).map_err(opening))
             .collect::<Result<Vec<_>>>()?;
-        Ok(DiskStore { shared: Arc::new(Shared { failed: OnceLock::new(), keyspaces, database, _lock: lock }) })
+        let (failed, removed_chunks) = (OnceLock::new(), AtomicUsize::new(0));
+        Ok(DiskStore { shared: Arc::new(Shared { failed, removed_chunks, keyspaces, database, _lock: lock }) })
     }
 
     /// Runs a piece of blocking work where it holds up nobody.
@@ -143,16 +153,26 @@ impl Shared {
             last.insert((change.table, change.key.clone()), i);
         }
         let mut writes = self.database.batch().durability(Some(mode));
+        let mut removed_chunks = 0;
         for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
             if last.get(&(table, key.clone())) != Some(&i) {
                 continue;
             }
             match value {
                 Some(value) => writes.insert(self.keyspace(table), key, value),
-                None => writes.remove(self.keyspace(table), key),
+                None => {
+                    removed_chunks += usize::from(table == Table::Chunk);
+                    writes.remove(self.keyspace(table), key);
+                }
             }
         }
-        writes.commit()
+        writes.commit()?;
+        let removed_before = self.removed_chunks.fetch_add(removed_chunks, Ordering::Relaxed);
+        if removed_before + removed_chunks >= REMOVED_CHUNKS_MAX {
+            self.removed_chunks.store(0, Ordering::Relaxed);
+            self.keyspace(Table::Chunk).rotate_memtable()?;
+        }
+        Ok(())
     }
 }
 
@@ -173,9 +193,10 @@ fn options(table: Table) -> KeyspaceCreateOptions {
         Table::Entry => options
             .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
             .data_block_hash_ratio_policy(HashRatioPolicy::all(0.75)),
-        Table::Chunk => {
-            options.with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN)))
-        }
+        // The tree holds only where the chunks are, so compacting it early is cheap, and gives the space of removed chunks back.
+        Table::Chunk => options
+            .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(2)))
+            .with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN))),
         Table::Expiry | Table::Reclaim | Table::Meta => options,
     }
 }

@@ -5,10 +5,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::{
-    clock::{Clock as _, RealClock},
-    store::disk::DiskStore,
-};
+use crate::{clock::RealClock, store::disk::DiskStore};
 
 const CACHE_BYTES: u64 = 64 << 20;
 const KEYS: usize = 1_000_000;
