@@ -250,7 +250,7 @@ impl Parts<'_> {
     async fn admin(&mut self, address: SocketAddr) -> Result<()> {
         let (listener, address) = listen("health and metrics", address).await?;
         let admin = Admin::new(Arc::clone(&self.metrics), Arc::clone(&self.running.ready));
-        server::spawn(listener, admin, "admin", &self.running.context, self.metrics.door(Door::Rest, "admin"));
+        server::spawn(listener, admin, "admin", &self.running.context, self.metrics.door(Door::Admin, "admin"));
         self.running.admin = Some(address);
         Ok(())
     }

@@ -97,11 +97,14 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
+/// A million namespaces; a server that goes on after that is not one of ours.
+const PAGES_MAX: usize = 1000;
+
 /// All namespaces of an account, page by page.
 pub async fn list(client: &Client, account: AccountId) -> Result<Vec<Namespace>> {
     let per_page = limits::NAMESPACES_PAGE_MAX;
     let mut all = Vec::new();
-    for page in 1.. {
+    for page in 1..=PAGES_MAX {
         let path = format!(
             "/accounts/{account}/storage/kv/namespaces?page={page}&per_page={per_page}&order=title&direction=asc"
         );
