@@ -15,6 +15,8 @@ mod metadata;
 mod multipart;
 mod namespaces;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod upload;
 mod values;
