@@ -129,6 +129,8 @@ pub fn config(setup: &Setup<'_>) -> String {
          \x20     compatibilityDate = {date},\n\
          \x20     bindings = [\n{bindings} ] ) ),\n\
          {services}\
+         \x20   # What `fetch` in a Worker may reach; without this, workerd keeps it from private and local addresses.\n\
+         \x20   ( name = \"internet\", network = ( allow = [\"public\", \"private\"], tlsOptions = ( trustBrowserCas = true ) ) ),\n\
          \x20 ],\n\
          \x20 sockets = [ ( name = \"http\", address = {listen}, http = (), service = \"main\" ) ]\n\
          );\n",
@@ -280,6 +282,8 @@ const config :Workerd.Config = (
       ( name = "Authorization", value = "Bearer tok\"en" ),
       ( name = "kvasar-namespace", value = "00000000000000000000000000000001" ),
       ( name = "CF-KV-FLPROD-405" ) ] ) ) ),
+    # What `fetch` in a Worker may reach; without this, workerd keeps it from private and local addresses.
+    ( name = "internet", network = ( allow = ["public", "private"], tlsOptions = ( trustBrowserCas = true ) ) ),
   ],
   sockets = [ ( name = "http", address = "127.0.0.1:8787", http = (), service = "main" ) ]
 );
