@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     Answer, Call, Rest,
-    element::Elements,
+    element::{Elements, Piece},
     envelope::{BulkResult, Failure, success},
     upload::Upload,
 };
@@ -113,7 +113,9 @@ impl Rest {
         check_length(upload)?;
         while let Some(chunk) = upload.chunk().await? {
             check_length(upload)?;
-            elements.push(&chunk, |element| {
+            elements.push(&chunk, |piece| {
+                // Keys are no objects, and have no values.
+                let Piece::Element(element) = piece else { return Ok(()) };
                 count += 1;
                 check_count(count)?;
                 let KeyText(text) = serde_json::from_slice(element)

@@ -1,7 +1,7 @@
 //! The elements of a large JSON array, one by one as its bytes arrive.
 //!
 //! It finds only where elements begin and end; whether each is JSON is for the one who takes it to find out. No more than the element under way
-//! is held.
+//! is held, and of that not the member `value` once it is long: this is given out as it arrives, and the element then has an empty one.
 
 use super::envelope::Failure;
 use crate::api::error::MALFORMED;
@@ -15,6 +15,17 @@ pub(super) struct Elements {
     in_string: bool,
     /// The next byte is behind a backslash.
     escaped: bool,
+    /// Where the string under way began, in what is carried and what comes behind it.
+    string_start: usize,
+    /// The string under way is given out and not carried.
+    long: bool,
+}
+
+/// What is given out.
+pub(super) enum Piece<'a> {
+    Element(&'a [u8]),
+    /// Of the string that is the member `value` of the element to come: some of what stands between its quotes, escapes and all.
+    LongValue(&'a [u8]),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +41,27 @@ enum State {
 
 /// More room than this is given back behind an element.
 const CARRIED_KEPT: usize = 64 * 1024;
+/// A value of which more than this is carried is long.
+const LONG: usize = 64 * 1024;
 
 impl Elements {
     pub(super) fn new() -> Elements {
-        Elements { state: State::Start, carried: Vec::new(), depth: 0, in_string: false, escaped: false }
+        Elements {
+            state: State::Start,
+            carried: Vec::new(),
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            string_start: 0,
+            long: false,
+        }
     }
 
-    /// Takes the next bytes, and gives out each element that ends in them.
+    /// Takes the next bytes, and gives out each element that ends in them, and what comes of long values.
     pub(super) fn push(
         &mut self,
         chunk: &[u8],
-        mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
+        mut each: impl FnMut(Piece<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut rest = chunk;
         loop {
@@ -62,10 +83,16 @@ impl Elements {
                     return Err(malformed("an element of the JSON array is missing"));
                 }
                 (State::Before { .. }, _) => self.state = State::Within,
+                (State::Within, _) if self.long => {
+                    let end = self.string_end(rest).unwrap_or(rest.len());
+                    each(Piece::LongValue(&rest[..end]))?;
+                    self.long = end == rest.len();
+                    rest = &rest[end..];
+                }
                 (State::Within, _) => {
                     let Some(end) = self.end(rest) else {
                         self.carried.extend_from_slice(rest);
-                        return Ok(());
+                        return self.begin_long(&mut each);
                     };
                     self.give_out(&rest[..end], &mut each)?;
                     self.state = if rest[end] == b',' { State::Before { may_end: false } } else { State::Ended };
@@ -76,12 +103,16 @@ impl Elements {
         }
     }
 
-    fn give_out(&mut self, last: &[u8], each: &mut impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    fn give_out(
+        &mut self,
+        last: &[u8],
+        each: &mut impl FnMut(Piece<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         if self.carried.is_empty() {
-            return each(last);
+            return each(Piece::Element(last));
         }
         self.carried.extend_from_slice(last);
-        each(&self.carried)?;
+        each(Piece::Element(&self.carried))?;
         self.carried.clear();
         self.carried.shrink_to(CARRIED_KEPT);
         Ok(())
@@ -101,7 +132,10 @@ impl Elements {
                 at += 1;
             } else {
                 match bytes[at] {
-                    b'"' => self.in_string = true,
+                    b'"' => {
+                        self.in_string = true;
+                        self.string_start = self.carried.len() + at;
+                    }
                     b'{' | b'[' => self.depth += 1,
                     b',' | b']' if self.depth == 0 => return Some(at),
                     b'}' | b']' => self.depth = self.depth.saturating_sub(1),
@@ -111,6 +145,41 @@ impl Elements {
             }
         }
         None
+    }
+
+    /// Where the string under way ends: its closing quote, which is not passed.
+    fn string_end(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if !std::mem::take(&mut self.escaped) {
+                at += memchr::memchr2(b'"', b'\\', &bytes[at..])?;
+                if bytes[at] == b'"' {
+                    return Some(at);
+                }
+                self.escaped = true;
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Stops carrying the string under way if it is a value that has become long. A name that is spelled with escapes is not known here: its value is
+    /// carried, which costs memory and nothing else.
+    fn begin_long(&mut self, each: &mut impl FnMut(Piece<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+        let inside = self.string_start + 1;
+        if !self.in_string || self.depth != 1 || self.carried.len() < inside + LONG {
+            return Ok(());
+        }
+        let before = self.carried[..self.string_start].trim_ascii_end();
+        let name = before.strip_suffix(b":").map(<[u8]>::trim_ascii_end);
+        if !name.is_some_and(|name| name.ends_with(b"\"value\"") && !name.ends_with(b"\\\"value\"")) {
+            return Ok(());
+        }
+        each(Piece::LongValue(&self.carried[inside..]))?;
+        self.carried.truncate(inside);
+        self.carried.shrink_to(CARRIED_KEPT);
+        self.long = true;
+        Ok(())
     }
 
     /// How many bytes are held.
@@ -146,8 +215,11 @@ mod tests {
                 break;
             }
             let (chunk, after) = rest.split_at((*length).clamp(1, rest.len()));
-            splitter.push(chunk, |element| {
-                found.push(element.to_vec());
+            splitter.push(chunk, |piece| {
+                match piece {
+                    Piece::Element(element) => found.push(element.to_vec()),
+                    Piece::LongValue(_) => panic!("no value is long"),
+                }
                 Ok(())
             })?;
             rest = after;
@@ -195,12 +267,70 @@ mod tests {
         }
         assert!(splitter.held() >= 1_000_000);
         splitter
-            .push(b"\",", |element| {
-                assert_eq!(element.len(), 1_000_002);
+            .push(b"\",", |piece| {
+                assert!(matches!(piece, Piece::Element(element) if element.len() == 1_000_002));
                 Ok(())
             })
             .expect("it is well formed");
         assert!(splitter.held() <= CARRIED_KEPT as u64);
+    }
+
+    /// The elements, and the long value before each.
+    fn with_long_values(text: &str, chunk_length: usize) -> Vec<(String, String)> {
+        let (mut found, mut long) = (Vec::new(), Vec::new());
+        let mut splitter = Elements::new();
+        for chunk in text.as_bytes().chunks(chunk_length) {
+            splitter
+                .push(chunk, |piece| {
+                    match piece {
+                        Piece::LongValue(raw) => long.extend_from_slice(raw),
+                        Piece::Element(element) => found.push((
+                            String::from_utf8(element.to_vec()).expect("it is text"),
+                            String::from_utf8(std::mem::take(&mut long)).expect("it is text"),
+                        )),
+                    }
+                    Ok(())
+                })
+                .expect("it is well formed");
+            assert!(splitter.held() <= 2 * (LONG + 2 * chunk_length) as u64 + 1000, "{} are held", splitter.held());
+        }
+        splitter.finish().expect("it is well formed");
+        found
+    }
+
+    #[test]
+    fn a_long_value_is_given_out_as_it_arrives() {
+        let long = r#"x\"],{[é"#.repeat(100_000);
+        let text = format!(
+            r#"[{{"key":"a","value":"short"}},{{"key":"b" , "value" : "{long}","base64":false}},{{"value":"{long}"}},{{"key":"d"}}]"#
+        );
+        for chunk_length in [1000, 4096, 100_000] {
+            let found = with_long_values(&text, chunk_length);
+            assert_eq!(found.len(), 4);
+            assert_eq!(found[0], (r#"{"key":"a","value":"short"}"#.to_owned(), String::new()));
+            assert!(found[1].1 == long && found[2].1 == long);
+            assert_eq!(found[1].0, r#"{"key":"b" , "value" : "","base64":false}"#);
+            assert_eq!(found[2].0, r#"{"value":""}"#);
+            assert_eq!(found[3], (r#"{"key":"d"}"#.to_owned(), String::new()));
+        }
+    }
+
+    #[test]
+    fn other_long_strings_stay_in_their_element() {
+        let long = "x".repeat(200_000);
+        for element in [
+            format!("\"{long}\""),
+            format!("{{\"key\":\"{long}\"}}"),
+            format!("{{\"metadata\":{{\"value\":\"{long}\"}}}}"),
+            format!("{{\"a\\\"value\":\"{long}\"}}"),
+            format!("{{\"valu\\u0065\":\"{long}\"}}"),
+            format!("[\"value\",\"{long}\"]"),
+        ] {
+            assert_eq!(
+                elements(format!("[{element}]").as_bytes(), &[1000]).expect("it is well formed"),
+                [element.into_bytes()]
+            );
+        }
     }
 
     proptest::proptest! {

@@ -11,6 +11,7 @@ mod bulk_put;
 mod element;
 mod envelope;
 mod keys;
+mod long_value;
 mod metadata;
 mod multipart;
 mod namespaces;

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod bulk;
+mod figures;
 mod forms;
 mod hostile;
 mod keys;
