@@ -89,7 +89,7 @@ impl Flight {
         Version::from_u64(self.floor.load(Ordering::Acquire))
     }
 
-    pub fn settle(&self, settled: Settled) {
+    fn settle(&self, settled: Settled) {
         // Those who went away meanwhile need no answer.
         self.settled.send_replace(Some(settled));
     }
@@ -125,8 +125,8 @@ const SHARDS: usize = 64;
 
 /// Whether a caller has to ask upstream itself, or somebody already does.
 pub enum Joined {
-    /// The caller owns the question: dropping the ticket ends it.
-    Leading(Ticket),
+    /// The caller has to ask, and then to keep the promise.
+    Leading(Ticket, Promise),
     Following(Arc<Flight>),
 }
 
@@ -146,16 +146,25 @@ impl Drop for Ticket {
                 shard.flights.remove(&self.key);
             }
         }
-        drop(shard);
-        // Whoever still waits must not wait for ever.
-        self.flight.settled.send_if_modified(|settled| {
-            let unsettled = settled.is_none();
-            if unsettled {
-                let error = Error::unavailable("the question to upstream was given up");
-                *settled = Some(Settled::Failed(Arc::new(error)));
-            }
-            unsettled
-        });
+    }
+}
+
+/// What those who wait for a flight were promised: that it ends. Apart from the ticket, which may end before (nothing was kept) or after (a large
+/// value still passes).
+pub struct Promise(Arc<Flight>);
+
+impl Promise {
+    pub fn settle(self, settled: Settled) {
+        self.0.settle(settled);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if self.0.is_open() {
+            let error = Error::unavailable("the question to upstream was given up");
+            self.0.settle(Settled::Failed(Arc::new(error)));
+        }
     }
 }
 
@@ -203,7 +212,8 @@ impl Flights {
             settled: watch::Sender::new(None),
         });
         shard.flights.entry(key.clone()).or_default().push(Arc::clone(&flight));
-        Joined::Leading(Ticket { flights: Arc::clone(self), key: key.clone(), flight })
+        let promise = Promise(Arc::clone(&flight));
+        Joined::Leading(Ticket { flights: Arc::clone(self), key: key.clone(), flight }, promise)
     }
 
     /// Whether any question about the key is out.
@@ -279,5 +289,93 @@ impl Shard {
                 flight.raise_floor(version);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::entry::Content,
+        clock::ManualClock,
+        kv::{Key, NamespaceId},
+    };
+
+    const DEMAND: Demand = Demand { max_age: Duration::from_secs(30), at_least: None };
+
+    fn flights() -> (Arc<Flights>, EntryKey) {
+        let clock = ManualClock::shared();
+        let flights = Arc::new(Flights::new(Memory::new(1 << 20, 0.1, &clock), &clock));
+        (flights, EntryKey { namespace: NamespaceId::from_u128(1), key: Key::new("k").unwrap() })
+    }
+
+    fn absent(version: u64) -> Arc<Kept> {
+        Arc::new(Kept::new(Version::from_u64(version), Content::Absent, Moment::MAX, Moment::ZERO))
+    }
+
+    fn lead(flights: &Arc<Flights>, key: &EntryKey) -> (Ticket, Promise) {
+        match flights.join(key, DEMAND, false) {
+            Joined::Leading(ticket, promise) => (ticket, promise),
+            Joined::Following(_) => panic!("nobody else asks"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_ticket_is_not_the_end_of_its_question() {
+        let (flights, key) = flights();
+        let (ticket, promise) = lead(&flights, &key);
+        let flight = Arc::clone(ticket.flight());
+        drop(ticket);
+        assert!(flight.is_open());
+        promise.settle(Settled::Shared { kept: absent(5), status: CacheStatus::Miss });
+        assert!(matches!(flight.settled().await, Settled::Shared { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_broken_promise_is_told_to_those_who_wait() {
+        let (flights, key) = flights();
+        let (ticket, promise) = lead(&flights, &key);
+        let flight = Arc::clone(ticket.flight());
+        drop((ticket, promise));
+        assert!(matches!(flight.settled().await, Settled::Failed(_)));
+    }
+
+    #[test]
+    fn a_question_that_ended_is_joined_by_nobody() {
+        let (flights, key) = flights();
+        let (ticket, promise) = lead(&flights, &key);
+        assert!(matches!(flights.join(&key, DEMAND, false), Joined::Following(_)));
+        assert!(matches!(flights.join(&key, DEMAND, true), Joined::Leading(..)));
+        promise.settle(Settled::Shared { kept: absent(5), status: CacheStatus::Miss });
+        assert!(matches!(flights.join(&key, DEMAND, false), Joined::Leading(..)));
+        drop(ticket);
+    }
+
+    #[test]
+    fn a_fill_raises_the_floor_of_the_keys_other_questions() {
+        let (flights, key) = flights();
+        let (late, _late) = lead(&flights, &key);
+        let Joined::Leading(early, _early) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        assert!(early.fill(&absent(7)));
+        flights.memory().remove(&key);
+        assert!(!late.fill(&absent(6)));
+        assert!(late.fill(&absent(7)));
+    }
+
+    #[test]
+    fn of_one_version_absence_is_the_later_state() {
+        let (flights, key) = flights();
+        let present = |version| {
+            let value = crate::cache::entry::KeptValue::Whole(bytes::Bytes::from_static(b"v"));
+            let content = Content::Present { value, metadata: None, expiration: None };
+            Arc::new(Kept::new(Version::from_u64(version), content, Moment::MAX, Moment::ZERO))
+        };
+        flights.keep_written(&key, &present(5));
+        flights.keep_written(&key, &absent(5));
+        flights.keep_written(&key, &present(5));
+        assert!(!flights.memory().get(&key).unwrap().is_present());
+        flights.keep_written(&key, &present(6));
+        flights.keep_written(&key, &absent(5));
+        assert!(flights.memory().get(&key).unwrap().is_present());
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::{
     cache::{
         entry::{Content, EntryKey, Kept, KeptValue},
-        flight::{Demand, Flights, Joined, Passing, Settled, Ticket},
+        flight::{Demand, Flights, Joined, Passing, Promise, Settled, Ticket},
         health::Health,
         memory::Memory,
         tee::{Copy, CopyBudget, Passed, Tee},
@@ -253,13 +253,15 @@ impl Tier {
     async fn ask(&self, key: &EntryKey, demand: Demand, alone: bool, read: &Read) -> Option<Settled> {
         let flight = match self.0.flights.join(key, demand, alone) {
             Joined::Following(flight) => flight,
-            Joined::Leading(ticket) => {
+            Joined::Leading(ticket, promise) => {
                 if let Err(error) = self.0.health.check() {
-                    return Some(Settled::Failed(Arc::new(error)));
+                    let failed = Settled::Failed(Arc::new(error));
+                    promise.settle(failed.clone());
+                    return Some(failed);
                 }
                 let flight = Arc::clone(ticket.flight());
                 // A task of its own: whoever asked may go away, others still wait for the answer.
-                tokio::spawn(self.clone().fly(ticket, demand));
+                tokio::spawn(self.clone().fly(ticket, promise, demand));
                 flight
             }
         };
@@ -281,20 +283,19 @@ impl Tier {
             return;
         }
         let demand = Demand { max_age: read.max_age / UPSTREAM_SHARE, at_least: None };
-        if let Joined::Leading(ticket) = shared.flights.join(key, demand, false) {
+        if let Joined::Leading(ticket, promise) = shared.flights.join(key, demand, false) {
             let tier = self.clone();
             tokio::spawn(async move {
                 let _place = place;
-                tier.fly(ticket, demand).await;
+                tier.fly(ticket, promise, demand).await;
             });
         }
     }
 
     /// Asks upstream until there is an answer that nothing overtook, within the deadline.
-    async fn fly(self, ticket: Ticket, demand: Demand) {
+    async fn fly(self, ticket: Ticket, promise: Promise, demand: Demand) {
         let shared = &self.0;
         let deadline = shared.settings.upstream_deadline;
-        let flight = Arc::clone(ticket.flight());
         let asked_at = shared.clock.now();
         let question = clock::within(&*shared.clock, deadline, self.question(ticket, demand)).await;
         let settled = question.unwrap_or_else(|_| {
@@ -302,10 +303,7 @@ impl Tier {
             shared.health.observe(asked_at, &late);
             late
         });
-        match settled {
-            Ok(settled) => flight.settle(settled),
-            Err(error) => flight.settle(Settled::Failed(Arc::new(error))),
-        }
+        promise.settle(settled.unwrap_or_else(|error| Settled::Failed(Arc::new(error))));
     }
 
     async fn question(&self, ticket: Ticket, demand: Demand) -> Result<Settled> {

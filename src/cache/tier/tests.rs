@@ -612,3 +612,14 @@ async fn guessing_tokens_pushes_out_no_token_that_is_held() {
     }
     assert!(w.tier.held(NamespaceId::RESERVED, &token, &read).is_some());
 }
+
+#[tokio::test]
+async fn those_who_joined_a_question_that_could_not_go_out_are_told() {
+    let w = world();
+    w.upstream.fail(Some(Kind::Unreachable));
+    assert!(w.try_read("a", within_age(60)).await.is_err());
+    let readers: Vec<_> = (0..4).map(|_| w.reading("b", within_age(60))).collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap_err().kind, Kind::Unavailable);
+    }
+}
