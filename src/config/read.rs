@@ -95,7 +95,7 @@ fn server(mut section: Section<'_, '_>) -> Placed<Server> {
 }
 
 fn cluster(mut section: Section<'_, '_>, folder: &Path) -> Option<Secret> {
-    let given = section.text("secret", "\"at least 32 characters that nobody can guess\"", secret);
+    let given = section.text("secret", "\"at-least-32-characters-that-nobody-can-guess\"", secret);
     let from_file = section.text("secret_file", "\"cluster.secret\"", |path| {
         let path = folder.join(path);
         let text = std::fs::read_to_string(&path).map_err(|e| format!("reading {}: {e}", path.display()))?;
