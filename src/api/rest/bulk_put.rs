@@ -109,7 +109,7 @@ impl Spools<Arc<Spooled>> {
     }
 }
 
-struct Checker {
+pub(super) struct Checker {
     now_seconds: u64,
     checked: Vec<Checked>,
     /// What each key's entry held, to tell repeated entries from contradicting ones.

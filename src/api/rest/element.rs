@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_long_value_is_given_out_as_it_arrives() {
-        let long = r#"x\"],{[é"#.repeat(100_000);
+        let long = r#"x\\\"],{[\u00e9"#.repeat(100_000);
         let text = format!(
             r#"[{{"key":"a","value":"short"}},{{"key":"b" , "value" : "{long}","base64":false}},{{"value":"{long}"}},{{"key":"d"}}]"#
         );

@@ -327,7 +327,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(raw: Vec<u8>, escapes in "[\\\\u\"d8c0é]{0,24}", chunk_length in 1usize..20) {
+        fn no_bytes_make_it_panic(raw: Vec<u8>, escapes in "[\\\\u\"d8c0\u{e9}]{0,24}", chunk_length in 1usize..20) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let _ = taken(&raw, chunk_length).await;
