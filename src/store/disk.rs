@@ -35,13 +35,17 @@ const LOCK_FILE: &str = "lock";
 const TABLES_FOLDER: &str = "tables";
 /// The only format so far. A change that older binaries can't read raises the number.
 const FORMAT: &str = "kvasar-store 1";
-/// How much is kept in memory of each table before it is written out as one sorted file.
-const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// How much is kept in memory of each table before it is written out as one sorted file. Up to four such may wait for the disk, then
+/// writers wait, too: so this bounds the memory of a burst.
+const MEMTABLE_BYTES: usize = 16 * 1024 * 1024;
 /// Chunks at least this long live outside the tree, so that compactions don't copy them.
 const SEPARATED_BYTES_MIN: u32 = 1024;
-/// After so many removed chunks (256 MiB at most) the table is written out early. A removal takes a few bytes in memory, so left alone the
-/// removals of gigabytes would wait there, and the disk's space with them.
-const REMOVED_CHUNKS_MAX: usize = 4096;
+/// What a removed chunk counts for in memory. It takes far less, but then the removals of gigabytes would wait there, and the disk's space with
+/// them: so, the table is written out for every 128 MiB removed.
+const REMOVED_CHUNK_WEIGHT: usize = MEMTABLE_BYTES / 2048;
+
+/// What a row takes in memory beside its bytes, roughly.
+const ROW_OVERHEAD_BYTES: usize = 64;
 
 pub struct DiskStore {
     shared: Arc<Shared>,
@@ -50,9 +54,9 @@ pub struct DiskStore {
 struct Shared {
     /// What went wrong with the first commit that failed.
     failed: OnceLock<String>,
-    /// Since the table of chunks was last written out for it.
-    removed_chunks: AtomicUsize,
+    /// By table. What each has in memory is counted here, as fjall asks a thread to write a table out that may be long busy with another.
     keyspaces: Vec<Keyspace>,
+    in_memory: Vec<AtomicUsize>,
     database: Database,
     /// Held until the database has closed: fields are dropped in this order.
     _lock: File,
@@ -70,8 +74,9 @@ impl DiskStore {
             .into_iter()
             .map(|table| database.keyspace(table.name(), || options(table)).map_err(opening))
             .collect::<Result<Vec<_>>>()?;
-        let (failed, removed_chunks) = (OnceLock::new(), AtomicUsize::new(0));
-        Ok(DiskStore { shared: Arc::new(Shared { failed, removed_chunks, keyspaces, database, _lock: lock }) })
+        let in_memory = Table::ALL.into_iter().map(|_| AtomicUsize::new(0)).collect();
+        let failed = OnceLock::new();
+        Ok(DiskStore { shared: Arc::new(Shared { failed, keyspaces, in_memory, database, _lock: lock }) })
     }
 
     /// Runs a piece of blocking work where it holds up nobody.
@@ -153,24 +158,30 @@ impl Shared {
             last.insert((change.table, change.key.clone()), i);
         }
         let mut writes = self.database.batch().durability(Some(mode));
-        let mut removed_chunks = 0;
+        let mut added = [0; Table::ALL.len()];
         for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
             if last.get(&(table, key.clone())) != Some(&i) {
                 continue;
             }
+            added[table as usize] += key.len() + value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES;
             match value {
                 Some(value) => writes.insert(self.keyspace(table), key, value),
                 None => {
-                    removed_chunks += usize::from(table == Table::Chunk);
+                    added[table as usize] += if table == Table::Chunk { REMOVED_CHUNK_WEIGHT } else { 0 };
                     writes.remove(self.keyspace(table), key);
                 }
             }
         }
         writes.commit()?;
-        let removed_before = self.removed_chunks.fetch_add(removed_chunks, Ordering::Relaxed);
-        if removed_before + removed_chunks >= REMOVED_CHUNKS_MAX {
-            self.removed_chunks.store(0, Ordering::Relaxed);
-            self.keyspace(Table::Chunk).rotate_memtable()?;
+        Table::ALL.into_iter().try_for_each(|table| self.write_out(table, added[table as usize]))
+    }
+
+    /// Has a table written out once it has enough in memory. Another thread does the work.
+    fn write_out(&self, table: Table, added: usize) -> fjall::Result<()> {
+        let in_memory = &self.in_memory[table as usize];
+        if in_memory.fetch_add(added, Ordering::Relaxed) + added >= MEMTABLE_BYTES {
+            in_memory.store(0, Ordering::Relaxed);
+            self.keyspace(table).rotate_memtable()?;
         }
         Ok(())
     }
@@ -187,7 +198,7 @@ fn reading(table: Table, source: fjall::Error) -> Error {
 }
 
 fn options(table: Table) -> KeyspaceCreateOptions {
-    let options = KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+    let options = KeyspaceCreateOptions::default();
     match table {
         // Most reads of keys that are not there stop at a filter; a hash index within blocks shortens those of keys that are.
         Table::Entry => options
@@ -359,6 +370,32 @@ mod tests {
         fs::write(dir.path().join(LOCK_FILE), "").unwrap();
         fs::write(dir.path().join(FORMAT_BEING_WRITTEN), "kvas").unwrap();
         DiskStore::open(dir.path(), 1 << 20).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_space_of_removed_chunks_comes_back_though_nothing_is_put() {
+        const PER_BATCH: u64 = 512;
+        let dir = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(dir.path(), 1 << 20).unwrap();
+        let space = || store.shared.keyspace(Table::Chunk).disk_space();
+        let key = |batch: u64, i: u64| (batch << 32 | i).to_be_bytes().to_vec();
+        for number in 0..64 {
+            let mut batch = Batch::default();
+            (0..PER_BATCH).for_each(|i| batch.put(Table::Chunk, key(number, i), vec![7; 2048]));
+            store.commit(batch, Durability::Buffered).await.unwrap();
+        }
+        let written = 64 * PER_BATCH * 2048;
+        // Files that compactions have emptied go with a later one, and compactions run in the background: so the same is removed again
+        // until they have come round.
+        for number in 0..2000 {
+            let mut batch = Batch::default();
+            (0..PER_BATCH).for_each(|i| batch.remove(Table::Chunk, key(number % 64, i)));
+            store.commit(batch, Durability::Buffered).await.unwrap();
+            if number > 64 && space() < written / 8 {
+                return;
+            }
+        }
+        panic!("{} of {written} bytes are still there", space());
     }
 
     #[cfg(unix)]

@@ -249,10 +249,11 @@ async fn overwriting(bench: &Bench) {
     for i in 0..64 {
         bench.origin.write(bench.namespace, &key(&format!("large/{i}")), Change::Delete).await.unwrap();
     }
-    for second in 0..30 {
-        RealClock::shared().sleep(SECOND).await;
-        if second % 10 == 9 {
-            println!("{} s later: {} MiB on disk", second + 1, disk_bytes(bench.dir.path()) >> 20);
-        }
+    RealClock::shared().sleep(SECOND * 5).await;
+    println!("64 times 25 MiB deleted, 5 s later: {} MiB on disk", disk_bytes(bench.dir.path()) >> 20);
+    for round in 0..20u8 {
+        bench.origin.write(bench.namespace, &key("over"), put(pattern(25 << 20, round))).await.unwrap();
     }
+    RealClock::shared().sleep(SECOND * 5).await;
+    println!("20 times 25 MiB over one key more, 5 s later: {} MiB on disk", disk_bytes(bench.dir.path()) >> 20);
 }
