@@ -15,7 +15,7 @@ export const workerdVersion = require("workerd/package.json").version;
 /** The program itself, not the script that starts it: so that its process id is the one to end. */
 export const workerdProgram = require("workerd").default;
 
-const COMPATIBILITY_DATE = "2026-11-01";
+const COMPATIBILITY_DATE = "2026-10-01";
 
 /**
  * Serves a Worker. `modules` are files, the first one the entry; their places relative to it are kept. Requests of the binding `KV` go to
