@@ -27,12 +27,14 @@ use fjall::{
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
 };
 
-use super::{Batch, Durability, RowChange, Store, Table};
+use super::{Batch, Durability, RowChange, Store, Table, journal};
 use crate::error::{Error, Result};
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
 const TABLES_FOLDER: &str = "tables";
+/// The keyspace and the key of the mark of a synced batch. No table has a key like it.
+const SYNCED: &str = "synced";
 /// The only format so far. A change that older binaries can't read raises the number.
 const FORMAT: &str = "kvasar-store 1";
 /// How much is kept in memory of each table before it is written out as one sorted file. Up to four such may wait for the disk, then
@@ -57,6 +59,8 @@ struct Shared {
     /// By table. What each has in memory is counted here, as fjall asks a thread to write a table out that may be long busy with another.
     keyspaces: Vec<Keyspace>,
     in_memory: Vec<AtomicUsize>,
+    /// One row, which every synced batch puts: it tells the journal's batches apart.
+    synced: Keyspace,
     database: Database,
     /// Held until the database has closed: fields are dropped in this order.
     _lock: File,
@@ -69,14 +73,22 @@ impl DiskStore {
         let opening = |e: fjall::Error| {
             Error::internal(format!("opening the tables in the data folder {}", dir.display())).with_source(e)
         };
-        let database = Database::builder(dir.join(TABLES_FOLDER)).cache_size(cache_bytes).open().map_err(opening)?;
+        let open = || Database::builder(dir.join(TABLES_FOLDER)).cache_size(cache_bytes).open();
+        let database = match open() {
+            Err(fjall::Error::JournalRecovery(refusal)) => {
+                repair_journal(dir, refusal)?;
+                open().map_err(opening)?
+            }
+            opened => opened.map_err(opening)?,
+        };
         let keyspaces = Table::ALL
             .into_iter()
             .map(|table| database.keyspace(table.name(), || options(table)).map_err(opening))
             .collect::<Result<Vec<_>>>()?;
+        let synced = database.keyspace(SYNCED, KeyspaceCreateOptions::default).map_err(opening)?;
         let in_memory = Table::ALL.into_iter().map(|_| AtomicUsize::new(0)).collect();
         let failed = OnceLock::new();
-        Ok(DiskStore { shared: Arc::new(Shared { failed, keyspaces, in_memory, database, _lock: lock }) })
+        Ok(DiskStore { shared: Arc::new(Shared { failed, keyspaces, in_memory, synced, database, _lock: lock }) })
     }
 
     /// Runs a piece of blocking work where it holds up nobody.
@@ -138,26 +150,27 @@ impl Shared {
         if let Some(cause) = self.failed.get() {
             return Err(Error::internal(format!("the disk store is read-only since a commit failed: {cause}")));
         }
-        let mode = match durability {
-            Durability::Synced => PersistMode::SyncAll,
-            Durability::Buffered => PersistMode::Buffer,
-        };
-        // An empty batch writes nothing, but a synced one still promises what came before it.
-        let committed = if batch.is_empty() { self.database.persist(mode) } else { self.write_batch(batch, mode) };
-        committed.map_err(|e| {
+        self.write_batch(batch, durability).map_err(|e| {
             // Whoever failed first says why; of two at once either will do.
             let _ = self.failed.set(e.to_string());
             Error::internal("committing a batch to the disk").with_source(e)
         })
     }
 
-    fn write_batch(&self, batch: Batch, mode: PersistMode) -> fjall::Result<()> {
+    fn write_batch(&self, batch: Batch, durability: Durability) -> fjall::Result<()> {
         // Within a batch all rows get one sequence number in fjall, so of several changes of a row only the last may go in.
         let mut last: HashMap<(Table, Bytes), usize> = HashMap::with_capacity(batch.changes.len());
         for (i, change) in batch.changes.iter().enumerate() {
             last.insert((change.table, change.key.clone()), i);
         }
+        let mode = match durability {
+            Durability::Synced => PersistMode::SyncAll,
+            Durability::Buffered => PersistMode::Buffer,
+        };
         let mut writes = self.database.batch().durability(Some(mode));
+        if durability == Durability::Synced {
+            writes.insert(&self.synced, SYNCED, Bytes::new());
+        }
         let mut added = [0; Table::ALL.len()];
         for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
             if last.get(&(table, key.clone())) != Some(&i) {
@@ -173,6 +186,8 @@ impl Shared {
             }
         }
         writes.commit()?;
+        // The mark counts with the facts about the store, of which every write changes one.
+        added[Table::Meta as usize] += SYNCED.len() + ROW_OVERHEAD_BYTES;
         Table::ALL.into_iter().try_for_each(|table| self.write_out(table, added[table as usize]))
     }
 
@@ -182,6 +197,9 @@ impl Shared {
         if in_memory.fetch_add(added, Ordering::Relaxed) + added >= MEMTABLE_BYTES {
             in_memory.store(0, Ordering::Relaxed);
             self.keyspace(table).rotate_memtable()?;
+            if table == Table::Meta {
+                self.synced.rotate_memtable()?;
+            }
         }
         Ok(())
     }
@@ -209,6 +227,25 @@ fn options(table: Table) -> KeyspaceCreateOptions {
             .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(2)))
             .with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN))),
         Table::Expiry | Table::Reclaim | Table::Meta => options,
+    }
+}
+
+/// Cuts off what a loss of power tore, which is the one damage that is nobody's to judge.
+fn repair_journal(dir: &Path, refusal: fjall::JournalRecoveryError) -> Result<()> {
+    let cut = journal::cut_torn_end(&dir.join(TABLES_FOLDER), SYNCED.as_bytes()).map_err(|e| {
+        Error::internal(format!("repairing the journal in the data folder {}", dir.display())).with_source(e)
+    })?;
+    match cut {
+        Some(bytes) => {
+            let dir = dir.display();
+            tracing::warn!(%dir, bytes, "cut off the end of the journal, which was torn before it had been synced");
+            Ok(())
+        }
+        None => Err(Error::internal(format!(
+            "the journal in the data folder {} is damaged within what had been synced; restore the folder from a backup",
+            dir.display()
+        ))
+        .with_source(refusal)),
     }
 }
 
@@ -396,6 +433,55 @@ mod tests {
             }
         }
         panic!("{} of {written} bytes are still there", space());
+    }
+
+    const TORN: [u8; 4096] = [0; 4096];
+
+    /// Commits batches with a value of a chunk each, then damages a page within the value of one as the folder would be found after a loss of
+    /// power. Returns the names that are there when the store is opened again.
+    async fn after_a_torn_page(batches: &[(&str, Durability)], torn: usize) -> Result<Vec<String>> {
+        let (dir, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = DiskStore::open(dir.path(), 1 << 20).unwrap();
+        for (i, (name, durability)) in batches.iter().enumerate() {
+            let mut batch = Batch::default();
+            batch.put(Table::Entry, name.as_bytes().to_vec(), vec![i as u8 + 1; 65_536]);
+            store.commit(batch, *durability).await.unwrap();
+        }
+        // What is on disk while the store is open is what a machine that stops leaves.
+        let journal = fs::read(dir.path().join("tables/0.jnl")).unwrap();
+        drop(store);
+        drop(DiskStore::open(left.path(), 1 << 20).unwrap());
+        let value = journal.windows(4096).position(|bytes| bytes.iter().all(|byte| *byte == torn as u8 + 1)).unwrap();
+        let mut journal = journal;
+        journal[value + 10_000..value + 10_000 + TORN.len()].copy_from_slice(&TORN);
+        fs::write(left.path().join("tables/0.jnl"), journal).unwrap();
+        let store = DiskStore::open(left.path(), 1 << 20)?;
+        let rows = store.scan(Table::Entry, b"", b"", 10).await.unwrap();
+        Ok(rows.iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()).collect())
+    }
+
+    #[tokio::test]
+    async fn a_page_torn_in_what_was_not_yet_synced_costs_only_that() {
+        use Durability::{Buffered, Synced};
+        let check = async |batches: &[(&str, Durability)], torn, expected: &[&str]| {
+            assert_eq!(after_a_torn_page(batches, torn).await.unwrap(), expected);
+        };
+        check(&[("a", Synced), ("b", Buffered)], 1, &["a"]).await;
+        check(&[("a", Synced), ("b", Buffered), ("c", Buffered)], 1, &["a"]).await;
+        check(&[("a", Synced), ("b", Buffered), ("c", Buffered)], 2, &["a", "b"]).await;
+        // The very batch whose sync was under way.
+        check(&[("a", Synced), ("b", Synced)], 1, &["a"]).await;
+    }
+
+    #[tokio::test]
+    async fn damage_to_what_was_synced_is_left_to_a_person() {
+        use Durability::{Buffered, Synced};
+        for batches in
+            [[("a", Synced), ("b", Synced), ("c", Buffered)], [("a", Buffered), ("b", Buffered), ("c", Synced)]]
+        {
+            let error = after_a_torn_page(&batches, 0).await.unwrap_err();
+            assert!(error.message.contains("restore the folder from a backup"), "{error}");
+        }
     }
 
     #[cfg(unix)]

@@ -3,6 +3,7 @@
 //! What the bytes mean is `keys.rs` (layout) and the origin's business. Every implementation passes `contract.rs`.
 
 pub mod disk;
+mod journal;
 pub mod keys;
 pub mod memory;
 
