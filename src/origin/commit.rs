@@ -352,7 +352,8 @@ impl Task {
                 self.parts.namespaces.check(namespace)?;
                 draft.clear(namespace, &key, replaced);
                 let version = self.mint(draft);
-                draft.put(namespace, &key, row, version, body, metadata, expiration);
+                let (length, place) = draft.place(body);
+                draft.put(namespace, &key, row, &Record { version, expiration, metadata, length, place });
                 Ok(version)
             }
             Action::Delete => {
@@ -412,18 +413,9 @@ impl Draft {
         self.replaced.insert(row, Ok(None));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "they are the entry")]
-    fn put(
-        &mut self,
-        namespace: NamespaceId,
-        key: &Key,
-        row: Bytes,
-        version: Version,
-        body: Body,
-        metadata: Option<Bytes>,
-        expiration: Option<u64>,
-    ) {
-        let (length, place) = match body {
+    /// Adds what a received value still needs to be one, and returns its length and its place.
+    fn place(&mut self, body: Body) -> (u64, Place) {
+        match body {
             Body::Inline(value) => (value.len() as u64, Place::Inline(value)),
             Body::Chunk(id, value) => {
                 let length = value.len() as u64;
@@ -436,13 +428,15 @@ impl Draft {
                 self.uploads.push(upload);
                 place
             }
-        };
-        if let Some(expiration) = expiration {
+        }
+    }
+
+    fn put(&mut self, namespace: NamespaceId, key: &Key, row: Bytes, record: &Record) {
+        if let Some(expiration) = record.expiration {
             self.batch.put(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()), Bytes::new());
         }
-        let record = Record { version, expiration, metadata, length, place };
         self.batch.put(Table::Entry, row.clone(), record.encode());
-        self.replaced.insert(row, Ok(Some(Replaced::from(&record))));
+        self.replaced.insert(row, Ok(Some(Replaced::from(record))));
     }
 
     fn add_effect(&mut self, effect: Effect) {

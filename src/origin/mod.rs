@@ -93,7 +93,6 @@ impl Origin {
         let failure = Arc::new(Failure::new(metrics.clone()));
         let time = Arc::new(Time::new(Arc::clone(&clock), found.last_version));
         let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts);
-        let (stop, stop_committer, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let parts = Parts {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
@@ -105,6 +104,7 @@ impl Origin {
             origin: settings.id,
             last: found.last_version,
         };
+        let stop_committer = CancellationToken::new();
         let (committer, committing) = Committer::new(parts, stop_committer.clone());
         let committer = Arc::new(committer);
         let sweeper = Sweeper {
@@ -115,24 +115,9 @@ impl Origin {
         };
         let reclaimer =
             Reclaimer { store: Arc::clone(&store), values: Arc::clone(&values), committer: Arc::clone(&committer) };
-        // The committer outlives the others, which wait for it.
-        let tidying = [
-            tasks.spawn(stop.clone().run_until_cancelled_owned(sweeper.run())),
-            tasks.spawn(stop.clone().run_until_cancelled_owned(reclaimer.run())),
-        ];
-        tasks.spawn(committing);
-        tasks.spawn({
-            let stop = stop.clone();
-            async move {
-                stop.cancelled().await;
-                for task in tidying {
-                    if let Err(error) = task.await {
-                        tracing::error!(%error, "a background task of the origin ended early");
-                    }
-                }
-                stop_committer.cancel();
-            }
-        });
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(in_background("committer", committing));
+        tasks.spawn(tidy_until(stop.clone(), sweeper, reclaimer, stop_committer));
         tasks.close();
         let lister =
             Lister { store: Arc::clone(&store), time: Arc::clone(&time), cursors: Cursors::new(found.cursor_secret) };
@@ -164,6 +149,31 @@ impl Origin {
 impl Drop for Origin {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// Runs the sweeper and the reclaimer until `stop`, then stops the committer, which they wait for.
+async fn tidy_until(
+    stop: CancellationToken,
+    sweeper: Sweeper,
+    reclaimer: Reclaimer,
+    stop_committer: CancellationToken,
+) {
+    tokio::join!(
+        in_background("sweeper", stop.clone().run_until_cancelled_owned(sweeper.run())),
+        in_background("reclaimer", stop.clone().run_until_cancelled_owned(reclaimer.run())),
+    );
+    stop.cancelled().await;
+    stop_committer.cancel();
+}
+
+/// Runs work that the origin is nothing without: if it panics, the process ends, as half a server is worse than a restart.
+async fn in_background<T: Send + 'static>(what: &str, work: impl Future<Output = T> + Send + 'static) {
+    if let Err(error) = tokio::spawn(work).await
+        && error.is_panic()
+    {
+        tracing::error!(%error, what, "A BACKGROUND TASK OF THE ORIGIN PANICKED: the process ends");
+        std::process::abort();
     }
 }
 
