@@ -8,7 +8,7 @@ import { run } from "node:test";
 
 import { install } from "./lib/install.mjs";
 
-const FILES_AT_ONCE = 2;
+const FILES_AT_ONCE = 3;
 const TEST_TIMEOUT_MS = 180_000;
 
 const started = Date.now();
