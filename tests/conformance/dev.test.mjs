@@ -5,8 +5,9 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 
-import { KVASAR } from "./lib/kvasar.mjs";
+import { KVASAR, kvPath, rest, startDev } from "./lib/kvasar.mjs";
 import { run, start, stop, until } from "./lib/process.mjs";
+import { exchange } from "./lib/raw.mjs";
 import { temporaryFolder } from "./lib/temporary.mjs";
 import { serve, workerdProgram, workerdVersion } from "./lib/workerd.mjs";
 
@@ -72,6 +73,25 @@ describe(`kvasar dev and its Workers under workerd ${workerdVersion}`, () => {
     assert.equal(await (await fetch(home)).text(), "visit 1\n");
     assert.equal(await (await fetch(home)).text(), "visit 2\n");
     assert.equal(await (await fetch(away)).text(), "visit 3\n");
+  });
+
+  test("--production-limits refuses a second write to a key within a second, and no deletion", async (context) => {
+    const server = await startDev("--production-limits");
+    context.after(() => server.stop());
+    const headers = { Authorization: `Bearer ${server.token}`, "kvasar-namespace": server.namespace };
+    const put = (location, key) => exchange(server.bindings[location], "PUT", `/${key}`, { headers, body: "v" });
+    assert.equal((await put("home", "often")).status, 200);
+    const second = await put("home", "often");
+    assert.deepEqual([second.status, second.reason], [429, "Too Many Requests"]);
+    assert.equal((await put("home", "another")).status, 200);
+    assert.equal((await exchange(server.bindings.home, "DELETE", "/another", { headers })).status, 200);
+    const path = kvPath(server, `/${server.namespace}/values/through-rest`);
+    assert.equal((await rest(server, "PUT", path, { body: "v" })).status, 200);
+    const refused = await rest(server, "PUT", path, { body: "v" });
+    assert.deepEqual([refused.status, refused.json.errors[0].code], [429, 10022]);
+    assert.match(refused.headers.get("retry-after"), /^\d+$/);
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    assert.equal((await put("home", "often")).status, 200);
   });
 
   test("without workerd it says how to get it", async () => {
