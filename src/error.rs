@@ -120,12 +120,14 @@ pub struct Error {
     pub message: String,
     /// How long the client should wait before it tries again, where that is known.
     pub retry_after: Option<Duration>,
+    /// Whether another server answered this, which shows that it is there.
+    pub answered: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), retry_after: None, source: None }
+        Error { kind, message: message.into(), retry_after: None, answered: false, source: None }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Error {
@@ -146,6 +148,12 @@ impl Error {
         self
     }
 
+    /// The same, as another server answered it.
+    pub fn from_elsewhere(mut self) -> Error {
+        self.answered = true;
+        self
+    }
+
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.source = Some(source.into());
         self
@@ -153,7 +161,13 @@ impl Error {
 
     /// The same error for one more of those who asked together; its source stays with the first.
     pub fn copied(&self) -> Error {
-        Error { kind: self.kind, message: self.message.clone(), retry_after: self.retry_after, source: None }
+        Error {
+            kind: self.kind,
+            message: self.message.clone(),
+            retry_after: self.retry_after,
+            answered: self.answered,
+            source: None,
+        }
     }
 }
 

@@ -170,7 +170,7 @@ impl Parts<'_> {
         }
         let backend: Arc<dyn Backend> = origin;
         // An origin's own reads of its records are the latest whatever their age may be.
-        let auth = self.auth(&backend, Duration::ZERO);
+        let auth = Arc::new(self.auth(&backend, Duration::ZERO).beside_origin());
         if let Some(address) = settings.listen {
             self.running.origin_listen = Some(self.binding("origin", address, &backend, &auth).await?);
         }
@@ -185,13 +185,15 @@ impl Parts<'_> {
             cache_bytes: settings.cache,
             cache_share_max: settings.cache_share_max,
             stale_if_unreachable: settings.stale_if_unreachable,
+            // What travels takes its trips, twice as many where the connection has to be made first.
             upstream_deadline: settings.upstream_deadline + settings.delay * 4,
+            stale_after: STALE_AFTER + settings.delay * 4,
             refills: settings.refills,
         };
         let tier = Tier::new(upstream, upstream_name, Arc::clone(&self.clock), tier_settings);
         self.watch_cache(&tier);
         let backend: Arc<dyn Backend> = Arc::new(tier);
-        let auth = self.auth(&backend, settings.control_max_age);
+        let auth = Arc::new(self.auth(&backend, settings.control_max_age));
         let listen = match settings.listen {
             Some(address) => Some(self.binding(&settings.name, address, &backend, &auth).await?),
             None => None,
@@ -250,7 +252,9 @@ impl Parts<'_> {
     async fn admin(&mut self, address: SocketAddr) -> Result<()> {
         let (listener, address) = listen("health and metrics", address).await?;
         let admin = Admin::new(Arc::clone(&self.metrics), Arc::clone(&self.running.ready));
-        server::spawn(listener, admin, "admin", &self.running.context, self.metrics.door(Door::Admin, "admin"));
+        // Whoever looks after the process must get in when clients have taken every place.
+        let context = self.running.context.with_own_places();
+        server::spawn(listener, admin, "admin", &context, self.metrics.door(Door::Admin, "admin"));
         self.running.admin = Some(address);
         Ok(())
     }
@@ -274,10 +278,10 @@ impl Parts<'_> {
         Ok(address)
     }
 
-    fn auth(&self, backend: &Arc<dyn Backend>, max_age: Duration) -> Arc<Auth> {
+    fn auth(&self, backend: &Arc<dyn Backend>, max_age: Duration) -> Auth {
         let source: Arc<dyn Source> = Arc::clone(backend) as Arc<dyn Source>;
         let secret = self.config.cluster_secret.as_ref().map(config::Secret::reveal);
-        Arc::new(Auth::new(source, Arc::clone(&self.clock), secret, max_age))
+        Auth::new(source, Arc::clone(&self.clock), secret, max_age)
     }
 
     /// Keeps the gauges of what a tier holds up to date.
@@ -295,6 +299,9 @@ impl Parts<'_> {
         });
     }
 }
+
+/// How long a read that could be answered stale waits for an upstream next door.
+const STALE_AFTER: Duration = Duration::from_secs(1);
 
 /// The name under which the origin stands among the parts; no tier may be called so.
 const ORIGIN: &str = "origin";

@@ -257,7 +257,7 @@ pub fn decode_error(status: StatusCode, headers: &HeaderMap, reason: Option<&Rea
         Some(reason) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
         None => status.canonical_reason().unwrap_or("unexplained").to_string(),
     };
-    let error = Error::new(kind, message);
+    let error = Error::new(kind, message).from_elsewhere();
     match headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()) {
         Some(seconds) => error.after(Duration::from_secs(seconds)),
         None => error,

@@ -19,6 +19,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{self, Clock, Moment};
 
@@ -138,17 +139,20 @@ fn delayed(stream: TcpStream, delay: Duration, clock: Arc<dyn Clock>) -> DuplexS
     let (near, inner) = tokio::io::duplex(PIECE_BYTES * 4);
     let (from_inner, to_inner) = tokio::io::split(inner);
     let (from_stream, to_stream) = stream.into_split();
-    for (from, to) in [
-        (
-            Box::new(from_inner) as Box<dyn AsyncRead + Send + Unpin>,
-            Box::new(to_stream) as Box<dyn AsyncWrite + Send + Unpin>,
-        ),
-        (Box::new(from_stream), Box::new(to_inner)),
-    ] {
-        let (sender, receiver) = mpsc::channel(LINE_PIECES);
-        tokio::spawn(enter(from, sender, delay, Arc::clone(&clock)));
-        tokio::spawn(leave(receiver, to, Arc::clone(&clock)));
-    }
+    // When the near end is let go, nobody is left to read what comes.
+    let let_go = CancellationToken::new();
+    let (sender, receiver) = mpsc::channel(LINE_PIECES);
+    let up = enter(Box::new(from_inner), sender, delay, Arc::clone(&clock));
+    let ended = let_go.clone().drop_guard();
+    tokio::spawn(async move {
+        let _ended = ended;
+        up.await;
+    });
+    tokio::spawn(leave(receiver, Box::new(to_stream), Arc::clone(&clock)));
+    let (sender, receiver) = mpsc::channel(LINE_PIECES);
+    let down = enter(Box::new(from_stream), sender, delay, Arc::clone(&clock));
+    tokio::spawn(let_go.run_until_cancelled_owned(down));
+    tokio::spawn(leave(receiver, Box::new(to_inner), clock));
     near
 }
 

@@ -77,10 +77,12 @@ impl Kept {
     }
 
     /// The same state was found current once more. An older proof than the one held changes nothing.
-    pub fn renew(&self, verified_at: Moment, expires_at: Moment) {
+    pub fn renew(&self, verified_at: Moment, expires_at: Option<Moment>) {
         self.verified_at.fetch_max(verified_at.as_nanos(), Ordering::AcqRel);
         // Each deadline falls early, never late; so the later of two is right, too, and nearer.
-        self.expires_at.fetch_max(expires_at.as_nanos(), Ordering::AcqRel);
+        if let Some(expires_at) = expires_at {
+            self.expires_at.fetch_max(expires_at.as_nanos(), Ordering::AcqRel);
+        }
     }
 
     /// What the state is, to name it in a question upstream.

@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -42,12 +42,20 @@ impl Demand {
     }
 }
 
-/// A question that is out, and who waits for it.
+/// A question that is out, for those who wait for it. Its end may carry a value that still streams, and that ends with the last who waits.
 pub struct Flight {
+    settled: watch::Sender<Option<Settled>>,
+}
+
+/// A question that is out, as its key's shard knows it.
+struct Out {
     number: u64,
     demand: Demand,
-    floor: AtomicU64,
-    settled: watch::Sender<Option<Settled>>,
+    floor: Arc<AtomicU64>,
+    /// Who waits. Not owned: what streams owns a ticket, so owning it here would keep both for ever.
+    flight: Weak<Flight>,
+    /// Its answer was judged against the floor; whoever asks now may know of something newer.
+    closed: bool,
 }
 
 /// How a question ended.
@@ -85,10 +93,6 @@ impl Passing {
 }
 
 impl Flight {
-    pub fn floor(&self) -> Version {
-        Version::from_u64(self.floor.load(Ordering::Acquire))
-    }
-
     fn settle(&self, settled: Settled) {
         // Those who went away meanwhile need no answer.
         self.settled.send_replace(Some(settled));
@@ -102,10 +106,6 @@ impl Flight {
             Settled::Failed(Arc::new(Error::internal("a question to upstream ended without an answer")))
         })
     }
-
-    fn raise_floor(&self, version: Version) {
-        self.floor.fetch_max(version.as_u64(), Ordering::AcqRel);
-    }
 }
 
 /// All keys' flights, beside the memory that they fill.
@@ -117,7 +117,7 @@ pub struct Flights {
 
 #[derive(Default)]
 struct Shard {
-    flights: HashMap<EntryKey, Vec<Arc<Flight>>, ahash::RandomState>,
+    flights: HashMap<EntryKey, Vec<Out>, ahash::RandomState>,
     last_number: u64,
 }
 
@@ -125,8 +125,8 @@ const SHARDS: usize = 64;
 
 /// Whether a caller has to ask upstream itself, or somebody already does.
 pub enum Joined {
-    /// The caller has to ask, and then to keep the promise.
-    Leading(Ticket, Promise),
+    /// The caller has to ask, and then to keep the promise; and may wait like any other.
+    Leading(Ticket, Promise, Arc<Flight>),
     Following(Arc<Flight>),
 }
 
@@ -134,14 +134,15 @@ pub enum Joined {
 pub struct Ticket {
     flights: Arc<Flights>,
     key: EntryKey,
-    flight: Arc<Flight>,
+    number: u64,
+    floor: Arc<AtomicU64>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut shard = self.flights.shard(&self.key);
         if let Some(out) = shard.flights.get_mut(&self.key) {
-            out.retain(|flight| flight.number != self.flight.number);
+            out.retain(|out| out.number != self.number);
             if out.is_empty() {
                 shard.flights.remove(&self.key);
             }
@@ -173,13 +174,23 @@ impl Ticket {
         &self.key
     }
 
-    pub fn flight(&self) -> &Arc<Flight> {
-        &self.flight
-    }
-
     /// Keeps a fill, unless something passed meanwhile that is newer. Answers whether it may be given to those who asked.
     pub fn fill(&self, kept: &Arc<Kept>) -> bool {
-        self.flights.keep(&self.key, kept, Some(&self.flight))
+        self.flights.keep(&self.key, kept, Some(self))
+    }
+
+    /// Whether a value of that version, which passes without being kept, may be given to those who asked.
+    pub fn passes(&self, version: Version) -> bool {
+        let mut shard = self.flights.shard(&self.key);
+        let passes = version >= self.floor();
+        if passes {
+            shard.close(self);
+        }
+        passes
+    }
+
+    fn floor(&self) -> Version {
+        Version::from_u64(self.floor.load(Ordering::Acquire))
     }
 }
 
@@ -200,25 +211,22 @@ impl Flights {
         let mut shard = self.shard(key);
         if !alone
             && let Some(out) = shard.flights.get(key)
-            && let Some(flight) = out.iter().find(|flight| flight.demand.satisfies(&demand) && flight.is_open())
+            && let Some(flight) = out.iter().filter(|out| out.satisfies(&demand)).find_map(Out::open)
         {
-            return Joined::Following(Arc::clone(flight));
+            return Joined::Following(flight);
         }
         shard.last_number += 1;
-        let flight = Arc::new(Flight {
-            number: shard.last_number,
-            demand,
-            floor: AtomicU64::new(Version::ZERO.as_u64()),
-            settled: watch::Sender::new(None),
-        });
-        shard.flights.entry(key.clone()).or_default().push(Arc::clone(&flight));
-        let promise = Promise(Arc::clone(&flight));
-        Joined::Leading(Ticket { flights: Arc::clone(self), key: key.clone(), flight }, promise)
+        let (number, floor) = (shard.last_number, Arc::new(AtomicU64::new(Version::ZERO.as_u64())));
+        let flight = Arc::new(Flight { settled: watch::Sender::new(None) });
+        let out = Out { number, demand, floor: Arc::clone(&floor), flight: Arc::downgrade(&flight), closed: false };
+        shard.flights.entry(key.clone()).or_default().push(out);
+        let ticket = Ticket { flights: Arc::clone(self), key: key.clone(), number, floor };
+        Joined::Leading(ticket, Promise(Arc::clone(&flight)), flight)
     }
 
     /// Whether any question about the key is out.
     pub fn is_asking(&self, key: &EntryKey) -> bool {
-        self.shard(key).flights.get(key).is_some_and(|out| out.iter().any(|flight| flight.is_open()))
+        self.shard(key).flights.get(key).is_some_and(|out| out.iter().any(|out| out.open().is_some()))
     }
 
     /// Keeps a state that a write made. Obeys the same rules as a fill.
@@ -244,9 +252,9 @@ impl Flights {
     }
 
     /// Whether the state may be given to those who asked: it is not older than what passed since the question went out, nor than what is held.
-    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: Option<&Flight>) -> bool {
-        let shard = self.shard(key);
-        if by.is_some_and(|flight| kept.version < flight.floor()) {
+    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: Option<&Ticket>) -> bool {
+        let mut shard = self.shard(key);
+        if by.is_some_and(|ticket| kept.version < ticket.floor()) {
             return false;
         }
         if let Some(held) = self.memory.peek(key) {
@@ -256,10 +264,12 @@ impl Flights {
                 return false;
             }
             if held.version == kept.version && held.is_present() == kept.is_present() {
-                held.renew(kept.verified_at(), kept.expires_at());
+                held.renew(kept.verified_at(), Some(kept.expires_at()));
+                by.inspect(|ticket| shard.close(ticket));
                 return true;
             }
         }
+        by.inspect(|ticket| shard.close(ticket));
         shard.raise_floors(key, kept.version, by);
         if kept.length() as u64 <= self.memory.value_bytes_max() {
             self.memory.insert(key.clone(), Arc::clone(kept));
@@ -282,12 +292,31 @@ impl Flight {
     }
 }
 
+impl Out {
+    fn satisfies(&self, demand: &Demand) -> bool {
+        !self.closed && self.demand.satisfies(demand)
+    }
+
+    /// The question's flight, while it has not ended.
+    fn open(&self) -> Option<Arc<Flight>> {
+        self.flight.upgrade().filter(|flight| flight.is_open())
+    }
+}
+
 impl Shard {
-    fn raise_floors(&self, key: &EntryKey, version: Version, but: Option<&Flight>) {
-        for flight in self.flights.get(key).into_iter().flatten() {
-            if but.is_none_or(|but| but.number != flight.number) {
-                flight.raise_floor(version);
+    fn raise_floors(&self, key: &EntryKey, version: Version, but: Option<&Ticket>) {
+        for out in self.flights.get(key).into_iter().flatten() {
+            if but.is_none_or(|but| but.number != out.number) {
+                out.floor.fetch_max(version.as_u64(), Ordering::AcqRel);
             }
+        }
+    }
+
+    /// From here on nobody joins the question.
+    fn close(&mut self, ticket: &Ticket) {
+        let out = self.flights.get_mut(&ticket.key).into_iter().flatten();
+        for out in out.filter(|out| out.number == ticket.number) {
+            out.closed = true;
         }
     }
 }
@@ -313,9 +342,9 @@ mod tests {
         Arc::new(Kept::new(Version::from_u64(version), Content::Absent, Moment::MAX, Moment::ZERO))
     }
 
-    fn lead(flights: &Arc<Flights>, key: &EntryKey) -> (Ticket, Promise) {
+    fn lead(flights: &Arc<Flights>, key: &EntryKey) -> (Ticket, Promise, Arc<Flight>) {
         match flights.join(key, DEMAND, false) {
-            Joined::Leading(ticket, promise) => (ticket, promise),
+            Joined::Leading(ticket, promise, flight) => (ticket, promise, flight),
             Joined::Following(_) => panic!("nobody else asks"),
         }
     }
@@ -323,8 +352,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_ticket_is_not_the_end_of_its_question() {
         let (flights, key) = flights();
-        let (ticket, promise) = lead(&flights, &key);
-        let flight = Arc::clone(ticket.flight());
+        let (ticket, promise, flight) = lead(&flights, &key);
         drop(ticket);
         assert!(flight.is_open());
         promise.settle(Settled::Shared { kept: absent(5), status: CacheStatus::Miss });
@@ -334,8 +362,7 @@ mod tests {
     #[tokio::test]
     async fn a_broken_promise_is_told_to_those_who_wait() {
         let (flights, key) = flights();
-        let (ticket, promise) = lead(&flights, &key);
-        let flight = Arc::clone(ticket.flight());
+        let (ticket, promise, flight) = lead(&flights, &key);
         drop((ticket, promise));
         assert!(matches!(flight.settled().await, Settled::Failed(_)));
     }
@@ -343,7 +370,7 @@ mod tests {
     #[test]
     fn a_question_that_ended_is_joined_by_nobody() {
         let (flights, key) = flights();
-        let (ticket, promise) = lead(&flights, &key);
+        let (ticket, promise, _flight) = lead(&flights, &key);
         assert!(matches!(flights.join(&key, DEMAND, false), Joined::Following(_)));
         assert!(matches!(flights.join(&key, DEMAND, true), Joined::Leading(..)));
         promise.settle(Settled::Shared { kept: absent(5), status: CacheStatus::Miss });
@@ -352,10 +379,18 @@ mod tests {
     }
 
     #[test]
+    fn a_question_whose_answer_was_judged_is_joined_by_nobody() {
+        let (flights, key) = flights();
+        let (ticket, _promise, _flight) = lead(&flights, &key);
+        assert!(ticket.fill(&absent(5)));
+        assert!(matches!(flights.join(&key, DEMAND, false), Joined::Leading(..)));
+    }
+
+    #[test]
     fn a_fill_raises_the_floor_of_the_keys_other_questions() {
         let (flights, key) = flights();
-        let (late, _late) = lead(&flights, &key);
-        let Joined::Leading(early, _early) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        let (late, _late, _) = lead(&flights, &key);
+        let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
         assert!(early.fill(&absent(7)));
         flights.memory().remove(&key);
         assert!(!late.fill(&absent(6)));

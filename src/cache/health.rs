@@ -33,6 +33,8 @@ pub struct Health {
 
 /// How long to leave upstream alone after silence.
 const DOWN: Duration = Duration::from_secs(1);
+/// How long after the end of that it is no longer held against upstream.
+const FORGOTTEN: Duration = Duration::from_secs(3);
 /// How long after silence upstream is spared.
 const RECOVERY: Duration = Duration::from_secs(10);
 
@@ -49,20 +51,22 @@ impl Health {
     }
 
     pub fn is_down(&self) -> bool {
-        self.down_until.load(Ordering::Acquire) != 0
+        let until = self.down_until.load(Ordering::Acquire);
+        until != 0 && self.clock.now() < Moment::from_nanos(until) + FORGOTTEN
     }
 
     pub fn is_recovering(&self) -> bool {
         self.clock.now().as_nanos() < self.recovering_until.load(Ordering::Acquire)
     }
 
-    /// Whether a question may go out now: always while upstream is up, else for one probe at a time.
+    /// Whether a question may go out now: always while upstream is up, else for one probe at a time. That it was silent is forgotten when
+    /// nobody has asked for a while.
     pub fn may_ask(&self) -> bool {
         let until = self.down_until.load(Ordering::Acquire);
-        if until == 0 {
+        let now = self.clock.now();
+        if until == 0 || now >= Moment::from_nanos(until) + FORGOTTEN {
             return true;
         }
-        let now = self.clock.now();
         let next = (now + self.deadline).as_nanos();
         now.as_nanos() >= until
             && self.down_until.compare_exchange(until, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -88,6 +92,8 @@ impl Health {
                     tracing::warn!(upstream = self.upstream, %error, "upstream does not answer; what is held is served, marked STALE");
                 }
             }
+            // An error of our own side says nothing of upstream.
+            Err(error) if !error.answered => {}
             _ => {
                 self.answered_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
                 if self.down_until.load(Ordering::Acquire) != 0 && self.down_until.swap(0, Ordering::AcqRel) != 0 {
@@ -148,7 +154,20 @@ mod tests {
     fn an_answered_error_is_an_answer() {
         let clock = ManualClock::shared();
         let health = health(&clock);
-        health.observe(clock.now(), &Err::<(), _>(Error::unavailable("busy")));
+        health.observe(clock.now(), &silence());
+        health.observe(clock.now(), &Err::<(), _>(Error::unavailable("too many requests of ours")));
+        assert!(health.is_down());
+        health.observe(clock.now(), &Err::<(), _>(Error::unavailable("busy").from_elsewhere()));
         assert!(!health.is_down());
+    }
+
+    #[test]
+    fn silence_long_ago_is_not_held_against_upstream() {
+        let clock = ManualClock::shared();
+        let health = health(&clock);
+        health.observe(clock.now(), &silence());
+        clock.advance(DOWN * 2 + FORGOTTEN);
+        assert!(!health.is_down());
+        assert!(health.may_ask() && health.may_ask());
     }
 }

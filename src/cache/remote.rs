@@ -6,8 +6,9 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -131,28 +132,35 @@ impl Remote {
         let answering = self.client.request(request);
         tokio::pin!(answering);
         let answer = loop {
-            let idle_until = progress.last() + self.deadline;
-            let left = idle_until.since(self.clock.now());
+            let until = progress.answer_until(self.deadline);
+            let left = until.since(self.clock.now());
             match clock::within(&*self.clock, left, &mut answering).await {
                 Ok(answer) => break answer,
-                Err(_) if progress.last() + self.deadline > idle_until => {}
-                Err(_) => {
-                    let what = format!("{} did not answer within {:?}", self.address, self.deadline);
-                    return Err(Error::new(Kind::Unreachable, what));
-                }
+                // Something moved meanwhile, or it is the sender of the body who is waited for; that has a deadline of its own.
+                Err(_) if progress.answer_until(self.deadline) > until || progress.waits_for_sender() => {}
+                Err(_) => return Err(progress.failed(format!("{} did not answer in time", self.address))),
             }
         };
         let response = answer.map_err(|error| match progress.failure() {
             // Not upstream failed, but the body that was being sent to it.
             Some(failure) => failure,
-            None => Error::new(Kind::Unreachable, format!("{} can't be asked", self.address)).with_source(error),
+            None if error.is_connect() => {
+                Error::new(Kind::Unreachable, format!("{} can't be reached", self.address)).with_source(error)
+            }
+            None => progress.failed(format!("{} broke off", self.address)).with_source(error),
         })?;
         let status = response.status();
         if status.is_success() || response.headers().contains_key(wire::VERSION) {
             return Ok(response);
         }
         let reason = response.extensions().get::<ReasonPhrase>();
-        Err(wire::decode_error(status, response.headers(), reason))
+        let error = wire::decode_error(status, response.headers(), reason);
+        if matches!(error.kind, Kind::Unauthenticated | Kind::Forbidden) {
+            // Not our client's credential was refused, but ours.
+            tracing::error!(upstream = self.address, %status, "upstream refuses this server's cluster secret");
+            return Err(Error::unavailable("this location and its upstream do not know each other").from_elsewhere());
+        }
+        Err(error)
     }
 
     /// Asks for something that is answered whole.
@@ -260,26 +268,56 @@ impl Writer for Remote {
     }
 }
 
-/// When something last moved of a request being sent, and why its body failed if it did.
+/// How far a request being sent has got, and why its body failed if it did.
 #[derive(Clone)]
-struct Progress {
+struct Progress(Arc<Sending>);
+
+struct Sending {
     clock: Arc<dyn Clock>,
-    last: Arc<AtomicU64>,
-    failure: Arc<Mutex<Option<Error>>>,
+    /// When something last moved.
+    last: AtomicU64,
+    sent: AtomicU64,
+    /// The next piece of the body has not come yet.
+    waiting: AtomicBool,
+    failure: Mutex<Option<Error>>,
 }
+
+/// The slowest at which a body may pass on to the store. What was sent may stand in the buffers of sockets all the way there, behind that of
+/// other writers.
+const PASSING_BYTES_PER_SECOND: u64 = 1 << 20;
 
 impl Progress {
     fn new(clock: &Arc<dyn Clock>) -> Progress {
-        let last = Arc::new(AtomicU64::new(clock.now().as_nanos()));
-        Progress { clock: Arc::clone(clock), last, failure: Arc::default() }
+        Progress(Arc::new(Sending {
+            clock: Arc::clone(clock),
+            last: AtomicU64::new(clock.now().as_nanos()),
+            sent: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            failure: Mutex::default(),
+        }))
     }
 
-    fn last(&self) -> Moment {
-        Moment::from_nanos(self.last.load(Ordering::Acquire))
+    /// Until when the answer may come, as far as is known now.
+    fn answer_until(&self, deadline: Duration) -> Moment {
+        let sent = self.0.sent.load(Ordering::Acquire);
+        let passing = Duration::from_secs(sent / PASSING_BYTES_PER_SECOND);
+        Moment::from_nanos(self.0.last.load(Ordering::Acquire)) + deadline + passing
+    }
+
+    fn waits_for_sender(&self) -> bool {
+        self.0.waiting.load(Ordering::Acquire)
+    }
+
+    /// No answer came. While a body was on its way, that says less of upstream than of the body: it may be too much for it.
+    fn failed(&self, what: String) -> Error {
+        match self.0.sent.load(Ordering::Acquire) {
+            0 => Error::new(Kind::Unreachable, what),
+            _ => Error::unavailable(what),
+        }
     }
 
     fn failure(&self) -> Option<Error> {
-        self.failure.lock().expect("no holder of this lock can panic").take()
+        self.0.failure.lock().expect("no holder of this lock can panic").take()
     }
 
     /// A value as a request's body, watched.
@@ -288,14 +326,24 @@ impl Progress {
             return Body::Whole(bytes);
         }
         let length = value.length();
-        let progress = self.clone();
-        let chunks = value.into_stream().map(move |chunk| {
-            progress.last.store(progress.clock.now().as_nanos(), Ordering::Release);
-            chunk.inspect_err(|error| {
-                *progress.failure.lock().expect("no holder of this lock can panic") = Some(error.copied());
-            })
+        let sending = Arc::clone(&self.0);
+        let mut chunks = value.into_stream();
+        let watched = stream::poll_fn(move |cx| {
+            let polled = chunks.as_mut().poll_next(cx);
+            sending.waiting.store(polled.is_pending(), Ordering::Release);
+            match &polled {
+                Poll::Ready(Some(Ok(chunk))) => {
+                    sending.last.store(sending.clock.now().as_nanos(), Ordering::Release);
+                    sending.sent.fetch_add(chunk.len() as u64, Ordering::AcqRel);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    *sending.failure.lock().expect("no holder of this lock can panic") = Some(error.copied());
+                }
+                Poll::Ready(None) | Poll::Pending => {}
+            }
+            polled
         });
-        Body::Stream { length, chunks: chunks.boxed() }
+        Body::Stream { length, chunks: watched.boxed() }
     }
 }
 

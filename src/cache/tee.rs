@@ -17,6 +17,7 @@ use crate::{
     cache::entry::KeptValue,
     clock::{Clock, Moment},
     error::Result,
+    kv::Value,
     limits::CHUNK_BYTES,
 };
 
@@ -95,6 +96,9 @@ impl Copy {
 /// A value's stream that copies what passes, and says when it has passed to its end.
 pub struct Tee {
     chunks: BoxStream<'static, Result<Bytes>>,
+    /// The value's length, where it is known. Whoever sends it asks for nothing past it, not even for the end.
+    length: Option<u64>,
+    passed: u64,
     copy: Copy,
     at_end: Option<AtEnd>,
 }
@@ -103,8 +107,14 @@ type AtEnd = Box<dyn FnOnce(Option<KeptValue>) + Send>;
 
 impl Tee {
     /// `at_end` is called once the value has passed whole, and never when it breaks off.
-    pub fn new(chunks: BoxStream<'static, Result<Bytes>>, copy: Copy, at_end: AtEnd) -> Tee {
-        Tee { chunks, copy, at_end: Some(at_end) }
+    pub fn new(value: Value, copy: Copy, at_end: AtEnd) -> Tee {
+        Tee { length: value.length(), chunks: value.into_stream(), passed: 0, copy, at_end: Some(at_end) }
+    }
+
+    fn end(&mut self) {
+        if let Some(at_end) = self.at_end.take() {
+            at_end(self.copy.finish());
+        }
     }
 }
 
@@ -115,13 +125,17 @@ impl Stream for Tee {
         let tee = self.get_mut();
         let next = std::task::ready!(tee.chunks.as_mut().poll_next(cx));
         match &next {
-            Some(Ok(chunk)) => tee.copy.add(chunk),
-            Some(Err(_)) => tee.at_end = None,
-            None => {
-                if let Some(at_end) = tee.at_end.take() {
-                    at_end(tee.copy.finish());
+            Some(Ok(chunk)) => {
+                tee.copy.add(chunk);
+                tee.passed += chunk.len() as u64;
+                if tee.length == Some(tee.passed) {
+                    tee.end();
                 }
             }
+            Some(Err(_)) => tee.at_end = None,
+            // Shorter than it was said to be: not whole.
+            None if tee.length.is_some_and(|length| length != tee.passed) => tee.at_end = None,
+            None => tee.end(),
         }
         Poll::Ready(next)
     }

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     cache::{
@@ -33,6 +33,8 @@ pub struct TierSettings {
     pub cache_share_max: f64,
     pub stale_if_unreachable: Duration,
     pub upstream_deadline: Duration,
+    /// How long a read that could be answered stale waits for something better.
+    pub stale_after: Duration,
     pub refills: usize,
 }
 
@@ -60,8 +62,6 @@ const REFRESH_SIXTEENTHS: std::ops::Range<u64> = 11..14;
 const ATTEMPTS: usize = 4;
 /// Values up to this length are collected and shared by all who asked; longer ones pass to the one who asked.
 const COLLECT_BYTES_MAX: u64 = 1 << 20;
-/// How long a read that could be answered stale waits for something better.
-const STALE_AFTER: Duration = Duration::from_secs(1);
 /// While upstream recovers, one in so many hits that would revalidate does.
 const RECOVERY_SPARING: u64 = 8;
 
@@ -253,21 +253,19 @@ impl Tier {
     async fn ask(&self, key: &EntryKey, demand: Demand, alone: bool, read: &Read) -> Option<Settled> {
         let flight = match self.0.flights.join(key, demand, alone) {
             Joined::Following(flight) => flight,
-            Joined::Leading(ticket, promise) => {
+            Joined::Leading(ticket, promise, flight) => {
                 if let Err(error) = self.0.health.check() {
-                    let failed = Settled::Failed(Arc::new(error));
-                    promise.settle(failed.clone());
-                    return Some(failed);
+                    promise.settle(Settled::Failed(Arc::new(error)));
+                } else {
+                    // A task of its own: whoever asked may go away, others still wait for the answer.
+                    tokio::spawn(self.clone().fly(ticket, promise, demand, None));
                 }
-                let flight = Arc::clone(ticket.flight());
-                // A task of its own: whoever asked may go away, others still wait for the answer.
-                tokio::spawn(self.clone().fly(ticket, promise, demand));
                 flight
             }
         };
         let now = self.0.clock.now();
         if self.look(key, now).is_some_and(|kept| self.may_be_stale(&kept, read, now)) {
-            return clock::within(&*self.0.clock, STALE_AFTER, flight.settled()).await.ok();
+            return clock::within(&*self.0.clock, self.0.settings.stale_after, flight.settled()).await.ok();
         }
         Some(flight.settled().await)
     }
@@ -283,38 +281,47 @@ impl Tier {
             return;
         }
         let demand = Demand { max_age: read.max_age / UPSTREAM_SHARE, at_least: None };
-        if let Joined::Leading(ticket, promise) = shared.flights.join(key, demand, false) {
-            let tier = self.clone();
-            tokio::spawn(async move {
-                let _place = place;
-                tier.fly(ticket, promise, demand).await;
-            });
+        if let Joined::Leading(ticket, promise, _) = shared.flights.join(key, demand, false) {
+            tokio::spawn(self.clone().fly(ticket, promise, demand, Some(place)));
         }
     }
 
-    /// Asks upstream until there is an answer that nothing overtook, within the deadline.
-    async fn fly(self, ticket: Ticket, promise: Promise, demand: Demand) {
-        let shared = &self.0;
-        let deadline = shared.settings.upstream_deadline;
-        let asked_at = shared.clock.now();
-        let question = clock::within(&*shared.clock, deadline, self.question(ticket, demand)).await;
-        let settled = question.unwrap_or_else(|_| {
-            let late = Err(Error::new(Kind::Unreachable, format!("upstream did not answer within {deadline:?}")));
-            shared.health.observe(asked_at, &late);
-            late
-        });
+    /// Asks upstream until there is an answer that nothing overtook, within the deadline, and keeps the promise.
+    async fn fly(self, ticket: Ticket, promise: Promise, demand: Demand, place: Option<OwnedSemaphorePermit>) {
+        let settled = self.question(ticket, demand, place).await;
         promise.settle(settled.unwrap_or_else(|error| Settled::Failed(Arc::new(error))));
     }
 
-    async fn question(&self, ticket: Ticket, demand: Demand) -> Result<Settled> {
+    async fn question(&self, ticket: Ticket, demand: Demand, place: Option<OwnedSemaphorePermit>) -> Result<Settled> {
+        let shared = &self.0;
+        let deadline = shared.settings.upstream_deadline;
+        let _place = match place {
+            None if shared.health.is_recovering() => Some(self.refill_place().await?),
+            place => place,
+        };
+        let asked_at = shared.clock.now();
+        let asking = clock::within(&*shared.clock, deadline, self.ask_upstream(ticket, demand)).await;
+        asking.unwrap_or_else(|_| {
+            let late = Err(Error::new(Kind::Unreachable, format!("upstream did not answer within {deadline:?}")));
+            shared.health.observe(asked_at, &late);
+            late
+        })
+    }
+
+    /// A place among the questions that an upstream just back is asked at once (R5).
+    async fn refill_place(&self) -> Result<OwnedSemaphorePermit> {
+        let shared = &self.0;
+        let waiting = Arc::clone(&shared.refills).acquire_owned();
+        let place = clock::within(&*shared.clock, shared.settings.upstream_deadline, waiting).await;
+        let busy = || Error::unavailable("upstream is just coming back, and others wait for it");
+        place.map_err(|_| busy())?.map_err(|_| busy())
+    }
+
+    async fn ask_upstream(&self, ticket: Ticket, demand: Demand) -> Result<Settled> {
         let shared = &self.0;
         let mut ticket = ticket;
         let mut max_age = demand.max_age;
         for _ in 0..ATTEMPTS {
-            let _place = match shared.health.is_recovering() {
-                true => shared.refills.acquire().await.ok(),
-                false => None,
-            };
             let EntryKey { namespace, key } = ticket.key().clone();
             let held = self.look(ticket.key(), shared.clock.now());
             let read = Read { max_age, at_least: demand.at_least, held: held.as_deref().map(Kept::held) };
@@ -346,7 +353,7 @@ impl Tier {
             State::Absent => Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified_at)),
             State::Unchanged { time_left } => match held {
                 Some(kept) if kept.is_present() && kept.version == answer.version => {
-                    kept.renew(verified_at, expires_at(time_left));
+                    kept.renew(verified_at, time_left.map(|left| sent_at + left));
                     kept
                 }
                 Some(kept) if !kept.is_present() => {
@@ -401,7 +408,7 @@ impl Tier {
 
     /// Hands a large value on as it arrives, with a copy made on the way if it may be kept.
     fn pass(&self, ticket: Ticket, passing: Passing) -> Taken {
-        if passing.version < ticket.flight().floor() {
+        if !ticket.passes(passing.version) {
             return Taken::Overtaken(ticket);
         }
         let Entry { value, metadata, expiration, time_left } = passing.entry;
@@ -418,7 +425,7 @@ impl Tier {
                 }
             };
             let copy = Copy::new(length_max, &self.0.copies);
-            let tee = Tee::new(value.into_stream(), copy, Box::new(at_end));
+            let tee = Tee::new(value, copy, Box::new(at_end));
             Value::Stream(ValueStream { length, chunks: Box::pin(tee) })
         } else {
             value
@@ -432,7 +439,11 @@ impl Tier {
         match change {
             Change::Delete => (Change::Delete, WrittenCopy::Absent),
             Change::Put { value: Value::Whole(bytes), metadata, expires } => {
-                let copy = WrittenCopy::Whole { value: bytes.clone(), metadata: metadata.clone() };
+                // Copied, since what came in a batch is a slice of it, and would keep the whole batch.
+                let copy = WrittenCopy::Whole {
+                    value: Bytes::copy_from_slice(&bytes),
+                    metadata: metadata.as_deref().map(Bytes::copy_from_slice),
+                };
                 (Change::Put { value: Value::Whole(bytes), metadata, expires }, copy)
             }
             Change::Put { value, metadata, expires } => {
@@ -440,7 +451,7 @@ impl Tier {
                 let length = value.length();
                 let copy = Copy::new(self.memory().value_bytes_max(), &self.0.copies);
                 let at_end = passed.at_end(Arc::clone(&self.0.clock));
-                let chunks = Box::pin(Tee::new(value.into_stream(), copy, at_end));
+                let chunks = Box::pin(Tee::new(value, copy, at_end));
                 let copy = WrittenCopy::Passed { passed, metadata: metadata.clone() };
                 (Change::Put { value: Value::Stream(ValueStream { length, chunks }), metadata, expires }, copy)
             }

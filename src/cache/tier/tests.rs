@@ -34,6 +34,8 @@ struct Upstream {
     held_up: Mutex<Option<Arc<Notify>>>,
     waiting: AtomicUsize,
     streaming: Mutex<bool>,
+    /// Held by each value that is on its way.
+    streams: Arc<()>,
 }
 
 impl Upstream {
@@ -48,6 +50,7 @@ impl Upstream {
             held_up: Mutex::default(),
             waiting: AtomicUsize::new(0),
             streaming: Mutex::default(),
+            streams: Arc::default(),
         })
     }
 
@@ -94,7 +97,11 @@ impl Upstream {
                         true => {
                             let length = Some(value.len() as u64);
                             let chunks: Vec<_> = value.chunks(10_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-                            Value::Stream(ValueStream { length, chunks: futures_util::stream::iter(chunks).boxed() })
+                            let held = Arc::clone(&self.streams);
+                            let chunks = futures_util::stream::iter(chunks).inspect(move |_| {
+                                let _ = &held;
+                            });
+                            Value::Stream(ValueStream { length, chunks: chunks.boxed() })
                         }
                     };
                     (State::Present(Entry { value, metadata: None, expiration: None, time_left }), version)
@@ -175,6 +182,7 @@ fn world_with(change: impl FnOnce(&mut TierSettings)) -> World {
         cache_share_max: 0.1,
         stale_if_unreachable: Duration::from_secs(24 * 3600),
         upstream_deadline: 5 * SECOND,
+        stale_after: SECOND,
         refills: 32,
     };
     change(&mut settings);
@@ -622,4 +630,60 @@ async fn those_who_joined_a_question_that_could_not_go_out_are_told() {
     for reader in readers {
         assert_eq!(reader.await.unwrap().unwrap_err().kind, Kind::Unavailable);
     }
+}
+
+#[tokio::test]
+async fn a_large_value_that_nobody_takes_frees_what_it_came_on() {
+    let w = world();
+    w.upstream.set(&key("k"), Some(&vec![7u8; 3 << 20]), None);
+    *w.upstream.streaming.lock().unwrap() = true;
+    let gate = w.upstream.hold_up();
+    let reading = w.reading("k", within_age(60));
+    settle().await;
+    reading.abort();
+    settle().await;
+    gate.notify_waiters();
+    settle().await;
+    assert_eq!(Arc::strong_count(&w.upstream.streams), 1, "a stream is still held");
+}
+
+#[tokio::test]
+async fn one_place_for_refills_is_enough_while_upstream_recovers() {
+    let w = world_with(|settings| settings.refills = 1);
+    w.upstream.set(&key("k"), Some(b"1"), None);
+    w.read("k", within_age(60)).await;
+    w.upstream.fail(Some(Kind::Unreachable));
+    w.clock.advance(61 * SECOND);
+    w.read("k", within_age(60)).await;
+    w.upstream.fail(None);
+    w.clock.advance(2 * SECOND);
+    w.upstream.set(&key("k"), Some(b"2"), None);
+    // The probe recovers upstream; from here on questions need a place, and each takes one only.
+    w.read("k", within_age(60)).await;
+    settle().await;
+    for i in 0..50 {
+        assert_eq!(w.read(&format!("cold {i}"), within_age(60)).await.1, CacheStatus::Miss);
+    }
+    w.clock.advance(8 * SECOND);
+    for _ in 0..100 {
+        w.read("k", within_age(10)).await;
+        settle().await;
+    }
+    assert_eq!(w.read("cold again", within_age(60)).await.1, CacheStatus::Miss);
+}
+
+#[tokio::test]
+async fn a_value_of_known_length_is_kept_though_nobody_asks_for_its_end() {
+    let w = world();
+    let large = vec![7u8; 3 << 20];
+    w.upstream.set(&key("k"), Some(&large), None);
+    *w.upstream.streaming.lock().unwrap() = true;
+    let answer = w.tier.get(NAMESPACE, &key("k"), &within_age(60)).await.unwrap();
+    let State::Present(entry) = answer.state else { panic!("present") };
+    let (mut chunks, mut length) = (entry.value.into_stream(), 0);
+    while length < large.len() {
+        length += chunks.next().await.unwrap().unwrap().len();
+    }
+    drop(chunks);
+    assert_eq!(w.read("k", within_age(60)).await.1, CacheStatus::Hit);
 }
