@@ -34,8 +34,8 @@ pub struct Auth {
     cluster_secret: Option<TokenHash>,
     /// How old an answer about a token or a namespace may be.
     max_age: Duration,
-    /// What bounds the questions upstream about tokens and namespaces that are not held.
-    guesses: GuessLimit,
+    /// What bounds the questions upstream about tokens and namespaces that are not held; `None` where there is no upstream.
+    guesses: Option<GuessLimit>,
 }
 
 impl Auth {
@@ -46,8 +46,13 @@ impl Auth {
         cluster_secret: Option<&str>,
         max_age: Duration,
     ) -> Auth {
-        let guesses = GuessLimit::new(Arc::clone(&clock));
+        let guesses = Some(GuessLimit::new(Arc::clone(&clock)));
         Auth { source, clock, cluster_secret: cluster_secret.map(hash), max_age, guesses }
+    }
+
+    /// The same, in front of an origin in this process: guessing costs a look into its store, and floods nobody.
+    pub fn beside_origin(self) -> Auth {
+        Auth { guesses: None, ..self }
     }
 
     /// Who sent a request with these headers: a bearer token, or `X-Auth-Key` with `X-Auth-Email`, or `X-Auth-User-Service-Key` (rest-api 1).
@@ -108,12 +113,13 @@ impl Auth {
         if let Some(answer) = self.source.held(NamespaceId::RESERVED, key, &read) {
             return metadata_of(answer);
         }
-        self.guesses.charge()?;
-        let answer = self.source.get(NamespaceId::RESERVED, key, &read).await?;
-        if !matches!(answer.state, State::Absent) {
-            self.guesses.refund();
+        self.guesses.as_ref().map_or(Ok(()), GuessLimit::charge)?;
+        let answer = self.source.get(NamespaceId::RESERVED, key, &read).await;
+        // An outage is no guess.
+        if !matches!(&answer, Ok(Answer { state: State::Absent, .. })) {
+            self.guesses.as_ref().inspect(|guesses| guesses.refund());
         }
-        metadata_of(answer)
+        metadata_of(answer?)
     }
 }
 
@@ -425,6 +431,18 @@ mod tests {
         assert_eq!(limited, 10_000 - GUESSES_BURST as usize);
         w.clock.advance(Duration::from_secs(1));
         assert!(w.auth.identify(&right).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn beside_an_origin_guessing_slows_nobody() {
+        let w = world();
+        w.token(Rights::Read, None, None);
+        let auth = w.auth.beside_origin();
+        for i in 0..10_000 {
+            let guess = headers(&[("authorization", &format!("Bearer {i}"))]);
+            assert_eq!(auth.identify(&guess).await.unwrap_err().kind, Kind::Unauthenticated);
+        }
+        assert!(auth.identify(&headers(&[("authorization", "Bearer a token")])).await.is_ok());
     }
 
     #[test]

@@ -3,7 +3,16 @@
 //! A Worker's author sees nothing of a failure but the reason phrase, and sees that only when the whole body was read before it was sent: so each
 //! refused upload is read to its end, within a bound.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -20,7 +29,7 @@ use crate::{
         query::{Query, decode_key, expires, leading_integer},
         server::{Handler, told},
     },
-    clock::Clock,
+    clock::{self, Clock},
     error::{Error, Kind, Result},
     kv::{
         Answer, Backend, CacheStatus, Change, Expires, Key, List, NamespaceId, Read, Rights, State, Value, ValueStream,
@@ -42,6 +51,7 @@ pub struct Binding {
 
 /// How much of a refused upload is read so that its sender gets to see why.
 const DRAIN_BYTES_MAX: u64 = 4 * limits::VALUE_BYTES_MAX;
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest body of a bulk get: 100 keys of 512 bytes, each byte escaped, with room to spare.
 const BULK_GET_REQUEST_BYTES_MAX: u64 = 1 << 20;
 /// Keys of one bulk get that are looked up at once.
@@ -125,19 +135,26 @@ impl Binding {
         let (namespace, key, metadata, expires) = match checked {
             Ok(checked) => checked,
             Err(error) => {
-                drain(body).await;
+                self.drain(body).await;
                 return Err(error);
             }
         };
+        let body = SharedBody(Arc::new(Mutex::new(body)));
         let value = match length {
             Some(length) if length <= limits::CHUNK_BYTES as u64 => {
-                let stream = ValueStream { length: Some(length), chunks: body };
+                let stream = ValueStream { length: Some(length), chunks: body.clone().boxed() };
                 Value::Whole(Value::Stream(stream).collect(length).await?)
             }
-            _ => Value::Stream(ValueStream { length, chunks: limited(body).boxed() }),
+            _ => Value::Stream(ValueStream { length, chunks: limited(body.clone().boxed(), self.draining()).boxed() }),
         };
-        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }).await?;
-        Ok(wire::encode_written(&written))
+        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }).await;
+        match written {
+            Ok(written) => Ok(wire::encode_written(&written)),
+            Err(error) => {
+                self.drain(body.boxed()).await;
+                Err(error)
+            }
+        }
     }
 
     /// All that can be said of a put before its value is read.
@@ -157,6 +174,14 @@ impl Binding {
             Some(length) if length > limits::VALUE_BYTES_MAX => Err(too_large(length, limits::VALUE_BYTES_MAX)),
             _ => Ok((namespace, key, metadata, expires)),
         }
+    }
+
+    fn draining(&self) -> Draining {
+        Draining(Arc::clone(&self.clock))
+    }
+
+    async fn drain(&self, body: RequestBody) {
+        self.draining().drain(body).await;
     }
 
     async fn delete(&self, head: &http::request::Parts, segment: &str) -> Result<Response> {
@@ -188,25 +213,33 @@ impl Binding {
         let request: BulkGet = serde_json::from_slice(&body)
             .map_err(|e| Error::bad_request("Invalid JSON in the body of a bulk get").with_source(e))?;
         let (keys, as_json, read) = request.checked(&head.headers)?;
+        let total = AtomicU64::new(0);
         let found: Vec<Option<Found>> = stream::iter(keys.clone())
-            .map(|key| self.find(namespace, key, &read, as_json))
+            .map(|key| self.find(namespace, key, &read, as_json, &total))
             .buffered(BULK_GET_CONCURRENCY)
             .try_collect()
             .await?;
-        let total: u64 = found.iter().flatten().map(|found| found.value.len() as u64).sum();
-        if total > limits::BULK_GET_BYTES_MAX {
-            return Err(Error::new(Kind::ValueTooLarge, "Total size of request exceeds the limit of 25MB"));
-        }
         let body = bulk_body(keys, found, as_json, request.with_metadata);
         let mut response = json_response(Bytes::new());
         *response.body_mut() = ResponseBody::Stream { length: None, chunks: body.boxed() };
         Ok(response)
     }
 
-    async fn find(&self, namespace: NamespaceId, key: Key, read: &Read, as_json: bool) -> Result<Option<Found>> {
+    /// A value of a bulk get, unless all of them together are then too long.
+    async fn find(
+        &self,
+        namespace: NamespaceId,
+        key: Key,
+        read: &Read,
+        as_json: bool,
+        total: &AtomicU64,
+    ) -> Result<Option<Found>> {
         let answer = self.answer(namespace, &key, read).await?;
         let State::Present(entry) = answer.state else { return Ok(None) };
         let length = entry.value.length().unwrap_or(limits::VALUE_BYTES_MAX);
+        if total.fetch_add(length, Ordering::Relaxed) + length > limits::BULK_GET_BYTES_MAX {
+            return Err(Error::new(Kind::ValueTooLarge, "Total size of request exceeds the limit of 25MB"));
+        }
         let room = self.buffers.try_take(length)?;
         let value = entry.value.collect(limits::VALUE_BYTES_MAX).await?;
         let value = match as_json {
@@ -215,7 +248,7 @@ impl Binding {
             })?,
             false => value,
         };
-        Ok(Some(Found { value, metadata: entry.metadata, _room: room }))
+        Ok(Some(Found { value, metadata: entry.metadata, room }))
     }
 
     async fn write_many(&self, head: &http::request::Parts, body: RequestBody) -> Result<Response> {
@@ -276,7 +309,7 @@ const CONTROL_BODY_BYTES_MAX: u64 = 256 * 1024;
 struct Found {
     value: Bytes,
     metadata: Option<Bytes>,
-    _room: Taken,
+    room: Taken,
 }
 
 #[derive(Deserialize)]
@@ -331,33 +364,83 @@ fn bulk_body(
     as_json: bool,
     with_metadata: bool,
 ) -> impl futures_util::Stream<Item = Result<Bytes>> + Send + 'static {
-    let members = keys.into_iter().zip(found).enumerate().map(move |(i, (key, found))| {
-        let mut member = Vec::new();
-        member.push(if i == 0 { b'{' } else { b',' });
-        json::push_string(&mut member, key.as_str());
-        member.push(b':');
-        match found {
-            // A stored JSON null is a plain null, even with metadata (worker-binding 4.3).
-            Some(found) if !(as_json && found.value == b"null".as_slice()) => {
-                if with_metadata {
-                    member.extend_from_slice(b"{\"value\":");
-                }
-                if as_json {
-                    member.extend_from_slice(&found.value);
-                } else {
-                    json::push_string(&mut member, &String::from_utf8_lossy(&found.value));
-                }
-                if with_metadata {
-                    member.extend_from_slice(b",\"metadata\":");
-                    member.extend_from_slice(found.metadata.as_deref().unwrap_or(b"null"));
-                    member.push(b'}');
-                }
+    let members = keys.into_iter().zip(found).enumerate().flat_map(move |(i, (key, found))| {
+        let mut name = vec![if i == 0 { b'{' } else { b',' }];
+        json::push_string(&mut name, key.as_str());
+        name.push(b':');
+        // A stored JSON null is a plain null, even with metadata (worker-binding 4.3).
+        let found = found.filter(|found| !(as_json && found.value == b"null".as_slice()));
+        let (value, metadata) = match found {
+            None => (Pieces::Json { json: Some(Bytes::from_static(b"null")), _room: None }, None),
+            Some(found) => {
+                let metadata = found.metadata.unwrap_or_else(|| Bytes::from_static(b"null"));
+                let value = match as_json {
+                    true => Pieces::Json { json: Some(found.value), _room: Some(found.room) },
+                    false => Pieces::text(found.value, found.room),
+                };
+                (value, with_metadata.then_some(metadata))
             }
-            _ => member.extend_from_slice(b"null"),
-        }
-        Ok(Bytes::from(member))
+        };
+        let before = metadata.is_some().then(|| Bytes::from_static(b"{\"value\":"));
+        let after = metadata.map(|metadata| [&b",\"metadata\":"[..], &metadata, b"}"].concat().into());
+        std::iter::once(Bytes::from(name)).chain(before).chain(value).chain(after)
     });
-    stream::iter(members.chain(std::iter::once(Ok(Bytes::from_static(b"}")))))
+    stream::iter(members.chain(std::iter::once(Bytes::from_static(b"}"))).map(Ok))
+}
+
+/// A value as JSON, piece by piece: escaped it may be six times as long.
+enum Pieces {
+    /// JSON already, and its room.
+    Json {
+        json: Option<Bytes>,
+        _room: Option<Taken>,
+    },
+    /// Text of which this much has been given out; its quotes are given out around it.
+    Text {
+        text: Bytes,
+        at: usize,
+        _room: Taken,
+    },
+    End,
+}
+
+/// How much of a text is escaped at once.
+const PIECE_BYTES: usize = 32 * 1024;
+
+impl Pieces {
+    /// The value as text; what is not UTF-8 in it is replaced.
+    fn text(value: Bytes, room: Taken) -> Pieces {
+        let text = match String::from_utf8_lossy(&value) {
+            std::borrow::Cow::Borrowed(_) => value,
+            std::borrow::Cow::Owned(text) => Bytes::from(text),
+        };
+        Pieces::Text { text, at: 0, _room: room }
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        match self {
+            Pieces::End => None,
+            Pieces::Json { json, .. } => json.take(),
+            Pieces::Text { text, at, .. } => {
+                let whole = std::str::from_utf8(&text[*at..]).expect("it was made text, and is cut between characters");
+                let (piece, _) = whole.split_at(whole.floor_char_boundary(PIECE_BYTES));
+                let mut quoted = Vec::with_capacity(piece.len() + 2);
+                json::push_string(&mut quoted, piece);
+                let (first, last) = (*at == 0, piece.len() == whole.len());
+                *at += piece.len();
+                if last {
+                    *self = Pieces::End;
+                }
+                let from = usize::from(!first);
+                let to = quoted.len() - usize::from(!last);
+                Some(Bytes::from(quoted).slice(from..to))
+            }
+        }
+    }
 }
 
 /// The key that a segment of the path names: decoded only where the query says that it is encoded (worker-binding 4.1).
@@ -368,28 +451,53 @@ fn key(segment: &str, query: &Query) -> Result<Key> {
     }
 }
 
+/// A body that is still there to be read to its end when what it was given to gave up.
+#[derive(Clone)]
+struct SharedBody(Arc<Mutex<RequestBody>>);
+
+impl futures_util::Stream for SharedBody {
+    type Item = Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes>>> {
+        self.0.lock().expect("no holder of this lock can panic").as_mut().poll_next(cx)
+    }
+}
+
 /// The body up to the longest value; one that is longer is read to its end, so that the error can name its length.
-fn limited(body: RequestBody) -> impl futures_util::Stream<Item = Result<Bytes>> + Send + 'static {
-    stream::try_unfold((body, 0u64), |(mut body, before)| async move {
-        let Some(chunk) = body.next().await.transpose()? else { return Ok(None) };
-        let length = before + chunk.len() as u64;
-        if length <= limits::VALUE_BYTES_MAX {
-            return Ok(Some((chunk, (body, length))));
+fn limited(body: RequestBody, draining: Draining) -> impl futures_util::Stream<Item = Result<Bytes>> + Send + 'static {
+    stream::try_unfold((body, 0u64), move |(mut body, before)| {
+        let draining = draining.clone();
+        async move {
+            let Some(chunk) = body.next().await.transpose()? else { return Ok(None) };
+            let length = before + chunk.len() as u64;
+            if length <= limits::VALUE_BYTES_MAX {
+                return Ok(Some((chunk, (body, length))));
+            }
+            Err(too_large(length + draining.drain(body).await, limits::VALUE_BYTES_MAX))
         }
-        Err(too_large(length + drain(body).await, limits::VALUE_BYTES_MAX))
     })
 }
 
-/// Reads a body to its end, or to a bound; answers how long it was.
-async fn drain(mut body: RequestBody) -> u64 {
-    let mut length = 0;
-    while let Some(Ok(chunk)) = body.next().await {
-        length += chunk.len() as u64;
-        if length > DRAIN_BYTES_MAX {
-            break;
-        }
+/// Reads what is refused to its end, or to a bound of bytes or of time.
+#[derive(Clone)]
+struct Draining(Arc<dyn Clock>);
+
+impl Draining {
+    /// Answers how long the body was.
+    async fn drain(&self, mut body: RequestBody) -> u64 {
+        let mut length = 0;
+        let reading = async {
+            while let Some(Ok(chunk)) = body.next().await {
+                length += chunk.len() as u64;
+                if length > DRAIN_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        // Late or not, its sender has had its time.
+        let _ = clock::within(&*self.0, DRAIN_DEADLINE, reading).await;
+        length
     }
-    length
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -524,5 +632,24 @@ mod tests {
             limit("1001"),
             Err("Invalid key_count_limit of 1001. Please specify an integer less than 1000.".into())
         );
+    }
+
+    #[test]
+    fn a_text_in_pieces_is_the_text_as_json() {
+        let budget = Budget::new(1 << 30);
+        for text in [
+            "",
+            "a",
+            "\0\"\\\u{e9}",
+            &"\u{1f600}x".repeat(20_000),
+            &"\0".repeat(PIECE_BYTES),
+            &"y".repeat(PIECE_BYTES * 3),
+        ] {
+            let pieces = Pieces::text(Bytes::copy_from_slice(text.as_bytes()), budget.try_take(1).unwrap());
+            let json = pieces.collect::<Vec<_>>().concat();
+            assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text);
+        }
+        let pieces = Pieces::text(Bytes::from_static(b"a\xffb"), budget.try_take(1).unwrap());
+        assert_eq!(pieces.collect::<Vec<_>>().concat(), "\"a\u{fffd}b\"".as_bytes());
     }
 }

@@ -128,8 +128,13 @@ impl<T> Guarded<T> {
                     length as usize
                 }
                 Reading::ChunkSize | Reading::Trailers => match self.line() {
-                    Some(length) => length,
-                    None => return,
+                    Line::Whole { length, then } => {
+                        self.reading = then;
+                        length
+                    }
+                    Line::Partial => return,
+                    // What it was the size of can't be told from the next request.
+                    Line::Refused => return self.refuse(),
                 },
                 Reading::Refused => self.arrived.len(),
             };
@@ -153,27 +158,23 @@ impl<T> Guarded<T> {
         then
     }
 
-    /// The length of a line of a chunked body, once it is whole; and what follows it.
-    fn line(&mut self) -> Option<usize> {
+    /// The line of a chunked body that arrived.
+    fn line(&self) -> Line {
         let Some(end) = memchr::memchr(b'\n', &self.arrived) else {
-            if self.arrived.len() > HEAD_BYTES_MAX {
-                self.reading = Reading::Refused;
-                return Some(self.arrived.len());
-            }
-            return None;
+            return if self.arrived.len() > HEAD_BYTES_MAX { Line::Refused } else { Line::Partial };
         };
         let line = &self.arrived[..end];
-        self.reading = match self.reading {
-            Reading::Trailers if line.is_empty() || line == b"\r" => Reading::Head,
+        let then = match self.reading {
+            Reading::Trailers if line == b"\r" => Reading::Head,
             Reading::Trailers => Reading::Trailers,
             _ => match chunk_size(line) {
                 Some(0) => Reading::Trailers,
                 // The chunk's own line end comes behind it.
                 Some(size) => Reading::Chunk { left: size.saturating_add(2) },
-                None => Reading::Refused,
+                None => return Line::Refused,
             },
         };
-        Some(end + 1)
+        Line::Whole { length: end + 1, then }
     }
 
     fn refuse(&mut self) {
@@ -332,6 +333,12 @@ fn escape_delete(head: &[u8], out: &mut BytesMut) {
     }
 }
 
+enum Line {
+    Partial,
+    Whole { length: usize, then: Reading },
+    Refused,
+}
+
 enum Head {
     Partial,
     Whole {
@@ -402,7 +409,7 @@ fn framing(head: &[u8]) -> Option<Reading> {
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let rest = line[digits..].trim_ascii_start();
-    if digits > 15 || !(rest.is_empty() || rest[0] == b';') {
+    if !line.ends_with(b"\r") || digits > 15 || !(rest.is_empty() || rest[0] == b';') {
         return None;
     }
     u64::from_str_radix(std::str::from_utf8(&line[..digits]).ok()?, 16).ok()
@@ -495,6 +502,18 @@ mod tests {
             "PUT /k HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\n\n",
         )
         .await;
+    }
+
+    #[tokio::test]
+    async fn a_chunk_whose_size_is_not_plain_ends_the_connection() {
+        let chunked = |line: &str| {
+            format!(
+                "PUT /k HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{line}\na\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+            )
+        };
+        for line in ["0000000000000001\r", "x\r", "1", "-1\r", "1 2\r"] {
+            is_refused(&chunked(line)).await;
+        }
     }
 
     #[tokio::test]

@@ -77,7 +77,18 @@ impl ServerContext {
             limits,
         }
     }
+
+    /// The same, with places for connections and requests of its own.
+    pub fn with_own_places(&self) -> ServerContext {
+        ServerContext {
+            in_flight: Arc::new(Semaphore::new(OWN_PLACES)),
+            connections: Arc::new(Semaphore::new(OWN_PLACES)),
+            ..self.clone()
+        }
+    }
 }
+
+const OWN_PLACES: usize = 64;
 
 struct Server<H> {
     handler: H,
