@@ -14,7 +14,8 @@ use serde::Serialize;
 use crate::{
     api::auth,
     cli::{
-        log, process,
+        log,
+        process::{self, Signals},
         worker::{self, Worker},
         workerd,
     },
@@ -129,10 +130,11 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let config = world(&arguments, &locations, secret)?;
     let waiting = waiting(arguments.quiet);
     waiting.set_message(format!("opening the store in {}", arguments.data.display()));
+    let mut signals = Signals::take()?;
     let running = roles::start(&config, Links::Sockets, clock).await?;
-    let served = serve(&arguments, &locations, &running, waiting).await;
-    running.stop().await;
-    served
+    let served = serve(&arguments, &locations, &running, &mut signals, waiting).await;
+    let stopped = signals.stop(running).await;
+    served.and(stopped)
 }
 
 /// What a person sees while a large store is opened, or workerd starts; nothing where there is no terminal.
@@ -146,7 +148,13 @@ fn waiting(quiet: bool) -> ProgressBar {
 }
 
 /// Tells everybody where everything is, and runs until it is told to stop.
-async fn serve(arguments: &Arguments, locations: &[Location], running: &Running, waiting: ProgressBar) -> Result<()> {
+async fn serve(
+    arguments: &Arguments,
+    locations: &[Location],
+    running: &Running,
+    signals: &mut Signals,
+    waiting: ProgressBar,
+) -> Result<()> {
     let ready = Ready::of(locations, running).await?;
     let mut workers = Vec::new();
     if let Some(worker) = &arguments.worker {
@@ -164,7 +172,7 @@ async fn serve(arguments: &Arguments, locations: &[Location], running: &Running,
         super::show(&introduction(&ready, running, &workers, &arguments.data))?;
     }
     let ended = tokio::select! {
-        told = process::until_told_to_stop() => told,
+        () = signals.told_to_stop() => Ok(()),
         ended = worker::any_ended(&mut workers) => ended,
     };
     worker::stop(workers).await;

@@ -3,21 +3,44 @@
 use std::{io::Write, net::SocketAddr, path::Path};
 
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    roles::Running,
+};
 
-/// Returns at SIGTERM or ctrl-C.
-pub(crate) async fn until_told_to_stop() -> Result<()> {
-    let failed = |e| Error::internal("waiting for signals").with_source(e);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "ctrl-C",
-    };
-    tracing::info!(signal = name, "stopping: what is under way is finished, nothing new is accepted");
-    Ok(())
+/// The signals that end a server; taken from the moment this is made.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn take() -> Result<Signals> {
+        let failed = |e| Error::internal("taking signals").with_source(e);
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    /// Returns at SIGTERM or ctrl-C.
+    pub(crate) async fn told_to_stop(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "ctrl-C",
+        };
+        tracing::info!(signal = name, "stopping: what is under way is finished, nothing new is accepted");
+    }
+
+    /// Stops the server; whoever asks a second time does not want to wait.
+    pub(crate) async fn stop(mut self, running: Running) -> Result<()> {
+        tokio::select! {
+            () = running.stop() => Ok(()),
+            () = self.told_to_stop() => Err(Error::unavailable("told to stop twice: what was under way is broken off")),
+        }
+    }
 }
 
 /// Writes the file whole or not at all, for its owner alone: it holds credentials.

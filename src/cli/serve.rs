@@ -6,7 +6,10 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    cli::{log, process},
+    cli::{
+        log,
+        process::{self, Signals},
+    },
     clock::RealClock,
     config::Config,
     error::Result,
@@ -36,6 +39,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
     log::start(config.server.log, "info,kvasar::access=off")?;
     tracing::info!(location = config.server.location, "starting\n{config:#?}");
+    let mut signals = Signals::take()?;
     let running = roles::start(&config, Links::Direct, RealClock::shared()).await?;
     for account in running.accounts.iter().filter(|account| account.new) {
         super::show(&format!(
@@ -47,9 +51,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         process::write_ready_file(file, &Ready::of(&running))?;
     }
     tracing::info!("ready");
-    process::until_told_to_stop().await?;
-    running.stop().await;
-    Ok(())
+    signals.told_to_stop().await;
+    signals.stop(running).await
 }
 
 /// What the ready file says.
