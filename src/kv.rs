@@ -491,6 +491,7 @@ pub enum Control {
         hash: TokenHash,
         token: NewToken,
     },
+    /// Answers the token that it was: by its hash, each tier on the way knows which record it must ask for anew.
     RevokeToken {
         id: String,
     },

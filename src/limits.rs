@@ -38,6 +38,8 @@ pub const TITLE_CHARS_MAX: usize = 512;
 /// Namespaces on one page of the listing: default and maximum.
 pub const NAMESPACES_PAGE_DEFAULT: usize = 20;
 pub const NAMESPACES_PAGE_MAX: usize = 1000;
+/// Tokens of one account, also those that have expired and were not revoked.
+pub const TOKENS_PER_ACCOUNT_MAX: usize = 1000;
 
 /// Values longer than this are stored and moved in chunks of this size.
 pub const CHUNK_BYTES: usize = 64 * 1024;

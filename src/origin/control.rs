@@ -24,6 +24,7 @@ use crate::{
         Account, AccountId, Control, Controlled, Key, Namespace, NamespaceId, NewToken, Token, TokenHash, Version,
         reserved,
     },
+    limits,
     store::{
         Store, Table,
         keys::{self, Record},
@@ -161,6 +162,12 @@ impl Registry {
         if self.find::<Token>(&key).await?.is_some() {
             return Err(Error::bad_request("this token exists already"));
         }
+        let most = limits::TOKENS_PER_ACCOUNT_MAX;
+        if scan(&*self.store, &reserved::token_listings(account)).await?.len() >= most {
+            return Err(Error::bad_request(format!(
+                "this account has {most} tokens, the most it may have: revoke one first"
+            )));
+        }
         let id = u128::from_be_bytes(random_bytes(&*self.clock));
         let token = Token { id: format!("{id:032x}"), account, hash, token };
         let listing = reserved::token_listing(account, &token.id);
@@ -179,7 +186,8 @@ impl Registry {
         let token: Token = self.find(&listing).await?.ok_or_else(unknown)?;
         let version = self.commit(vec![delete(reserved::token(&token.hash)), delete(listing)], None).await?;
         tracing::info!(%account, token = id, name = token.token.name, "revoked a token");
-        Ok((Controlled::Done, version))
+        // With its hash, so that each tier on the way of the answer can ask anew about the record that it holds of the token.
+        Ok((Controlled::Token(token), version))
     }
 
     async fn namespaces(&self, account: AccountId) -> Result<Vec<Namespace>> {

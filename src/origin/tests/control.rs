@@ -4,7 +4,8 @@ use super::*;
 use crate::{
     error::Kind,
     kv::{Namespace, NewToken, Rights, Token, TokenHash, reserved},
-    store::memory::FailedCommit,
+    limits,
+    store::{Batch, Durability, Store as _, keys, memory::FailedCommit},
 };
 
 async fn control(world: &World, control: Control) -> Result<Controlled> {
@@ -189,12 +190,39 @@ async fn a_token_is_found_by_its_hash_and_by_its_account_until_it_is_revoked() {
     }
     assert_eq!(kind(control(&world, token("ci", None)).await), Kind::BadRequest);
     let revoke = Control::RevokeToken { id: made.id.clone() };
-    assert_eq!(control(&world, revoke.clone()).await.unwrap(), Controlled::Done);
+    // With the hash, by which the tiers on the way know the record that they must not answer any more.
+    assert_eq!(control(&world, revoke.clone()).await.unwrap(), Controlled::Token(made.clone()));
     for key in [reserved::token(&made.hash), reserved::token_listing(ACCOUNT, &made.id)] {
         assert_eq!(record(&world, &key).await, None);
     }
     assert_eq!(kind(control(&world, revoke).await), Kind::TokenUnknown);
     assert_eq!(kind(control(&world, Control::RevokeToken { id: "../..".repeat(200) }).await), Kind::TokenUnknown);
+}
+
+#[tokio::test]
+async fn an_account_has_so_many_tokens_and_no_more() {
+    let world = World::start().await;
+    let Controlled::Token(made) = control(&world, token("last", None)).await.unwrap() else {
+        panic!("a token was made")
+    };
+    // The others straight into the store: as copies of its record.
+    let record_of = |id: &str| keys::entry(NamespaceId::RESERVED, reserved::token_listing(ACCOUNT, id).as_bytes());
+    let record = world.store.get(Table::Entry, &record_of(&made.id)).await.unwrap().unwrap();
+    let mut others = Batch::default();
+    for i in 1..limits::TOKENS_PER_ACCOUNT_MAX {
+        others.put(Table::Entry, record_of(&format!("{i:032x}")), record.clone());
+    }
+    world.store.commit(others, Durability::Synced).await.unwrap();
+    let error = control(&world, token("one more", None)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::BadRequest);
+    assert_eq!(error.message, "this account has 1000 tokens, the most it may have: revoke one first");
+
+    let another = AccountId::from_u128(2);
+    world.origin.ensure_account(&Account { id: another, name: "another".into() }).await.unwrap();
+    world.origin.control(another, token("another's", None)).await.unwrap();
+
+    control(&world, Control::RevokeToken { id: made.id }).await.unwrap();
+    control(&world, token("one more", None)).await.unwrap();
 }
 
 #[tokio::test]
