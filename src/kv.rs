@@ -184,7 +184,7 @@ impl Version {
     const COUNTER_BITS: u32 = 13;
     const ORIGIN_BITS: u32 = 8;
     /// 42 bits: until the year 2109.
-    const MILLIS_MAX: u64 = (1 << 42) - 1;
+    pub const MILLIS_MAX: u64 = (1 << 42) - 1;
 
     pub const fn from_u64(bits: u64) -> Version {
         assert!(bits < 1 << 63, "a version has 63 bits");
@@ -201,9 +201,16 @@ impl Version {
         Version(millis << (Version::COUNTER_BITS + Version::ORIGIN_BITS) | u64::from(origin))
     }
 
-    /// The next version above this one at an origin; it borrows from the next millisecond when the counter is full.
-    pub fn next(self, origin: u8) -> Version {
-        Version((((self.0 >> Version::ORIGIN_BITS) + 1) << Version::ORIGIN_BITS) | u64::from(origin))
+    /// The next version above this one at an origin; it borrows from the next millisecond when the counter is full. `None` if there is none
+    /// of 63 bits.
+    pub fn next(self, origin: u8) -> Option<Version> {
+        self.after(1, origin)
+    }
+
+    /// The version that `count` times [`Version::next`] leads to.
+    pub fn after(self, count: u64, origin: u8) -> Option<Version> {
+        let steps = (self.0 >> Version::ORIGIN_BITS).checked_add(count)?;
+        (steps < 1 << (63 - Version::ORIGIN_BITS)).then(|| Version(steps << Version::ORIGIN_BITS | u64::from(origin)))
     }
 
     pub fn millis(self) -> u64 {
@@ -663,7 +670,7 @@ mod tests {
         let first = Version::first_of(1_700_000_000_000, 7);
         let mut last = first;
         for _ in 0..10_000 {
-            let next = last.next(7);
+            let next = last.next(7).unwrap();
             assert!(next > last);
             assert_eq!(next.as_u64() & 0xff, 7);
             last = next;
@@ -676,6 +683,17 @@ mod tests {
     fn the_last_millisecond_still_has_63_bits() {
         let last = Version::first_of(u64::MAX, 255);
         assert_eq!(last.to_string().parse::<Version>().unwrap(), last);
+    }
+
+    #[test]
+    fn after_the_last_version_there_is_none() {
+        let mut last = Version::first_of(Version::MILLIS_MAX, 7);
+        for _ in 1..1 << Version::COUNTER_BITS {
+            last = last.next(7).unwrap();
+            assert_eq!(last.as_u64() >> 63, 0);
+        }
+        assert_eq!(last.next(7), None);
+        assert_eq!(Version::from_u64((1 << 63) - 1).next(0), None);
     }
 
     proptest::proptest! {

@@ -276,6 +276,12 @@ impl Task {
     }
 
     async fn commit(&mut self, requests: &mut [Request]) -> Result<Vec<Outcomes>> {
+        // For all of them before any is added: a decision of several changes, and what happens with it, is taken whole or not at all.
+        let mints = |change: &&Change| matches!(change.action, Action::Put { .. } | Action::Delete);
+        let writes = requests.iter().flat_map(|request| &request.changes).filter(mints).count();
+        if writes > 0 {
+            self.versions.check(writes as u64)?;
+        }
         let mut draft = Draft { replaced: self.read_replaced(requests).await?, ..Draft::default() };
         let mut outcomes = Vec::with_capacity(requests.len());
         for request in requests {

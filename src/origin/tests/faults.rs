@@ -108,6 +108,54 @@ async fn closing_finishes_what_was_handed_in_and_refuses_what_comes_after() {
     assert_eq!(error.kind, Kind::Unavailable);
 }
 
+/// As of a board whose battery has died, until the network has set it right.
+#[tokio::test]
+async fn a_wall_clock_that_must_be_wrong_refuses_writes_and_harms_nothing() {
+    const YEAR_MILLIS: i64 = 366 * 24 * 3600 * 1000;
+    let mut world = World::start().await;
+    let before = world.put_expiring("k", Bytes::from("v"), Expires::After(3600)).await.unwrap();
+    let create = || Control::CreateNamespace { title: "new".into(), jurisdiction: None, mode: None };
+    for years in [11, 100, 300] {
+        world.clock.step_wall(years * YEAR_MILLIS);
+        for restarted in [false, true] {
+            if restarted {
+                world.restart().await;
+            }
+            let error = world.put("other", Bytes::from("v")).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Internal);
+            assert!(error.message.contains("the machine's clock"), "{error}");
+            assert_eq!(world.delete("k").await.unwrap_err().kind, Kind::Internal);
+            world.origin.control(ACCOUNT, create()).await.unwrap_err();
+            world.origin.control(ACCOUNT, Control::RemoveNamespace { id: world.namespace }).await.unwrap_err();
+            // The sweeper comes by, too.
+            world.clock.advance(2 * SECOND);
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(world.names().await, ["k"]);
+            assert_eq!(world.store.count(Table::Expiry), 1);
+            assert_eq!(world.answer("k").await.version, before.version);
+        }
+        world.clock.step_wall(-years * YEAR_MILLIS);
+    }
+    let after = world.put("other", Bytes::from("v")).await.unwrap();
+    assert!(after.version > before.version);
+    assert!(after.version.millis() < before.version.millis() + 60_000);
+    create_namespace(&world.origin, "new").await.unwrap();
+    world.clock.step_wall(9 * YEAR_MILLIS);
+    world.put("after a long rest", Bytes::from("v")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_is_new_takes_no_write_at_the_end_of_versions() {
+    let (clock, store) = (ManualClock::shared(), Arc::new(MemoryStore::default()));
+    clock.step_wall(i64::MAX / 4);
+    let origin = open(&clock, &store, OriginSettings::default()).await;
+    let error = origin.ensure_account(&Account { id: ACCOUNT, name: "test".into() }).await.unwrap_err();
+    assert!(error.message.contains("the machine's clock"), "{error}");
+    assert_eq!(store.count(Table::Entry), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_disk_all_of_it_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
