@@ -39,6 +39,8 @@ pub(super) struct Fields {
 
 /// Names count against it too, so it is above what metadata may have.
 const PIECES_BYTES_MAX: usize = 16 * 1024;
+/// How deep pieces may nest: whatever handles them takes stack for each level, and what people nest is far from this.
+const LEVELS_MAX: usize = 64;
 
 impl Fields {
     pub(super) fn concerns(name: &str) -> bool {
@@ -67,6 +69,10 @@ impl Fields {
         let segments = if dotted { Some(path[1..].split('.').collect()) } else { bracketed(path) };
         let segments: Vec<&str> = segments
             .ok_or_else(|| Failure::new(MALFORMED, format!("the form field '{name}' has unpaired brackets")))?;
+        if segments.len() > LEVELS_MAX {
+            let text = format!("a form field of metadata has {} levels, and {LEVELS_MAX} are allowed", segments.len());
+            return Err(Failure::new(MALFORMED, text));
+        }
         insert(&mut self.pieces, &segments, text, !dotted).ok_or_else(twice)
     }
 

@@ -255,3 +255,18 @@ proptest::proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn metadata_nested_without_end_is_refused() {
+    let world = World::start().await;
+    for name in [format!("metadata{}", ".".repeat(16_000)), format!("metadata{}", "[]".repeat(8000))] {
+        let body = format!(
+            "--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\nx\r\n--b\r\nContent-Disposition: form-data; name=\"value\"\r\n\r\nv\r\n--b--\r\n"
+        );
+        let ask = Ask::new(Method::PUT, &world.path("values/k"))
+            .header("content-type", "multipart/form-data; boundary=b")
+            .body(body);
+        world.send(ask).await.fails_saying(400, 10012, "levels");
+    }
+    assert_eq!(world.value("k").await, None);
+}
