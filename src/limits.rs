@@ -33,6 +33,8 @@ pub const BULK_WRITE_ENTRIES_MAX: usize = 10_000;
 /// Body of one bulk write or bulk delete: 100 MB, decimal.
 pub const BULK_WRITE_BYTES_MAX: u64 = 100_000_000;
 
+/// Namespaces that an account may be allowed to have: a listing looks through them all.
+pub const NAMESPACES_PER_ACCOUNT_MAX: usize = 20_000;
 /// Longest namespace title, in characters.
 pub const TITLE_CHARS_MAX: usize = 512;
 /// Namespaces on one page of the listing: default and maximum.

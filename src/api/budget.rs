@@ -17,6 +17,8 @@ use crate::error::{Error, Kind, Result};
 pub struct Budget {
     limit: u64,
     taken: AtomicU64,
+    /// The budget that this is a part of: what is taken here is taken there, too.
+    whole: Option<Arc<Budget>>,
 }
 
 /// When to try again: long enough for an upload or two to finish.
@@ -24,7 +26,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Budget {
     pub fn new(bytes: u64) -> Arc<Budget> {
-        Arc::new(Budget { limit: bytes, taken: AtomicU64::new(0) })
+        Arc::new(Budget { limit: bytes, taken: AtomicU64::new(0), whole: None })
+    }
+
+    /// At most half of it, for what may take much and hold it for long: the other half stays for everything else.
+    pub fn half(self: &Arc<Budget>) -> Arc<Budget> {
+        Arc::new(Budget { limit: self.limit / 2, taken: AtomicU64::new(0), whole: Some(Arc::clone(self)) })
     }
 
     /// Takes so many bytes until the answer is dropped.
@@ -41,11 +48,23 @@ impl Budget {
     fn charge(&self, bytes: u64) -> Result<()> {
         let more = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let charged = self.whole.as_ref().map_or(Ok(()), |whole| whole.charge(bytes));
+                charged.inspect_err(|_| {
+                    self.taken.fetch_sub(bytes, Ordering::Relaxed);
+                })
+            }
             Err(taken) => {
                 let text = format!("no room for {bytes} bytes: {taken} of {} are in use", self.limit);
                 Err(Error::new(Kind::Unavailable, text).after(RETRY_AFTER))
             }
+        }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.taken.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.give_back(bytes);
         }
     }
 }
@@ -63,10 +82,16 @@ impl Taken {
         if bytes > self.bytes {
             self.budget.charge(bytes - self.bytes)?;
         } else {
-            self.budget.taken.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            self.shrink_to(bytes);
         }
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// Gives back what is above so many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        self.budget.give_back(self.bytes.saturating_sub(bytes));
+        self.bytes = self.bytes.min(bytes);
     }
 
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
@@ -76,7 +101,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.give_back(self.bytes);
     }
 }
 
@@ -98,6 +123,23 @@ mod tests {
         drop(first);
         drop(second);
         assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn a_half_leaves_the_other_half_and_has_no_more_than_there_is() {
+        let whole = Budget::new(100);
+        let half = whole.half();
+        let mut taken = half.try_take(50).expect("there is room");
+        half.try_take(1).expect_err("the half is spent");
+        let rest = whole.try_take(50).expect("the other half is there");
+        taken.shrink_to(20);
+        taken.shrink_to(30);
+        assert_eq!((half.taken(), whole.taken()), (20, 70));
+        let more = whole.try_take(30).expect("there is room");
+        half.try_take(1).expect_err("the whole is spent");
+        assert_eq!((half.taken(), whole.taken()), (20, 100));
+        drop((taken, rest, more));
+        assert_eq!((half.taken(), whole.taken()), (0, 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The check needs no stack per level of nesting, keeps numbers of any size, and accepts lone surrogates in escapes, as JavaScript does
 //! (worker-binding 5). Decoding would lose or refuse each of them.
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// The text without what stands around it (white space, a byte order mark), if it is exactly one JSON value in UTF-8.
@@ -10,6 +11,14 @@ pub fn check(text: &[u8]) -> Option<&str> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let raw: &RawValue = serde_json::from_slice(text).ok()?;
     Some(raw.get())
+}
+
+/// Decodes an object. An array would do, too, for a struct's members in their order, which is nothing that anybody was promised.
+pub fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> serde_json::Result<T> {
+    match text.trim_ascii_start().first() {
+        Some(b'{') | None => serde_json::from_slice(text),
+        Some(_) => Err(serde::de::Error::custom("an object is expected")),
+    }
 }
 
 /// Appends a text as a JSON string.

@@ -104,8 +104,9 @@ pub fn expires(
     number: fn(&str) -> Option<i64>,
 ) -> Result<Expires> {
     if let Some(text) = ttl {
-        let invalid =
-            |rule: &str| Error::new(Kind::ExpirationTtlInvalid, format!("Invalid expiration_ttl of {text}. {rule}"));
+        let invalid = |rule: &str| {
+            Error::new(Kind::ExpirationTtlInvalid, format!("Invalid expiration_ttl of {}. {rule}", shown(text)))
+        };
         return match number(text).and_then(|seconds| u64::try_from(seconds).ok()) {
             Some(seconds) if seconds >= TTL_SECONDS_MIN => Ok(Expires::After(seconds)),
             None | Some(0) => Err(invalid("Please specify integer greater than 0.")),
@@ -113,7 +114,8 @@ pub fn expires(
         };
     }
     let Some(text) = expiration else { return Ok(Expires::Never) };
-    let invalid = |rule: &str| Error::new(Kind::ExpirationInvalid, format!("Invalid expiration of {text}. {rule}"));
+    let invalid =
+        |rule: &str| Error::new(Kind::ExpirationInvalid, format!("Invalid expiration of {}. {rule}", shown(text)));
     let at = number(text).and_then(|at| u64::try_from(at).ok()).filter(|at| *at > now_seconds).ok_or_else(|| {
         invalid("Please specify integer greater than the current number of seconds since the UNIX epoch.")
     })?;
@@ -121,6 +123,17 @@ pub fn expires(
         return Err(invalid("Expiration times must be at least 60 seconds in the future."));
     }
     Ok(Expires::At(at))
+}
+
+/// No number that anybody means is longer.
+const SHOWN_BYTES_MAX: usize = 32;
+
+/// A text as an error repeats it: its sender decides how long it is, not how long our answer gets.
+fn shown(text: &str) -> String {
+    match text.len() > SHOWN_BYTES_MAX {
+        true => format!("{}..", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)]),
+        false => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What bulk writes share: batches in flight, and the tally of what became of each key. And the bulk delete, in both its forms (rest-api 4.2).
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 
@@ -13,7 +14,8 @@ use super::{
 };
 use crate::{
     api::error::{BULK_TOO_MANY, MALFORMED, TOO_LARGE},
-    error::{Error, Result},
+    clock::{Clock, Elapsed, Moment, within},
+    error::{Error, Kind, Result},
     kv::{Change, Key, NamespaceId, Rights, Written},
     limits,
 };
@@ -83,8 +85,49 @@ pub(super) fn check_count(count: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The body of a bulk write, in steps that are short however it arrives, so that what is made of each is small, and quickly made.
+pub(super) struct Steps<'a> {
+    upload: &'a mut Upload,
+    chunk: Bytes,
+    clock: &'a dyn Clock,
+    begun: Moment,
+}
+
+const STEP_BYTES: usize = 64 * 1024;
+
+/// A body of the largest size comes in this time at 1.4 Mbit/s. What comes slower would hold its room for hours, a byte now and then being enough
+/// for those who wait for the next one.
+const BODY_TIME_MAX: Duration = Duration::from_secs(600);
+
+impl Steps<'_> {
+    pub(super) fn of<'a>(upload: &'a mut Upload, clock: &'a dyn Clock) -> Result<Steps<'a>, Failure> {
+        check_length(upload)?;
+        Ok(Steps { upload, chunk: Bytes::new(), begun: clock.now(), clock })
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        if self.chunk.is_empty() {
+            let left = BODY_TIME_MAX.saturating_sub(self.clock.now().since(self.begun));
+            let late = |_| {
+                let text = format!("the body did not come within {}s", BODY_TIME_MAX.as_secs());
+                Error::new(Kind::RequestTimeout, text)
+            };
+            // `within` takes what is there already, however late it is.
+            let chunk = match left.is_zero() {
+                true => Err(Elapsed),
+                false => within(self.clock, left, self.upload.chunk()).await,
+            };
+            let chunk = chunk.map_err(late)??;
+            let Some(chunk) = chunk else { return Ok(None) };
+            check_length(self.upload)?;
+            self.chunk = chunk;
+        }
+        Ok(Some(self.chunk.split_to(STEP_BYTES.min(self.chunk.len()))))
+    }
+}
+
 /// An error once more of the body has come, or is announced, than one request may have.
-pub(super) fn check_length(upload: &Upload) -> Result<(), Failure> {
+fn check_length(upload: &Upload) -> Result<(), Failure> {
     let length = upload.read().max(upload.announced().unwrap_or(0));
     if length > limits::BULK_WRITE_BYTES_MAX {
         let text = format!("Request body of {length} exceeds limit of {}.", limits::BULK_WRITE_BYTES_MAX);
@@ -109,11 +152,12 @@ impl Rest {
         let mut keys = BTreeSet::new();
         let (mut count, mut bytes) = (0, 0);
         let mut elements = Elements::new();
-        let mut room = self.buffers.try_take(0)?;
-        check_length(upload)?;
-        while let Some(chunk) = upload.chunk().await? {
-            check_length(upload)?;
-            elements.push(&chunk, |piece| {
+        let mut room = self.bulk_buffers.try_take(0)?;
+        let mut steps = Steps::of(upload, &*self.clock)?;
+        while let Some(step) = steps.next().await? {
+            // The keys in a step are shorter than it; how many they are shows behind it.
+            room.resize(elements.to_be_held(step.len()) + bytes)?;
+            elements.push(&step, |piece| {
                 // Keys are no objects, and have no values.
                 let Piece::Element(element) = piece else { return Ok(()) };
                 count += 1;
@@ -124,7 +168,6 @@ impl Rest {
                 keys.insert(Key::new(text.into_owned())?);
                 Ok(())
             })?;
-            room.resize(elements.held() + bytes)?;
         }
         elements.finish()?;
         Ok(keys)

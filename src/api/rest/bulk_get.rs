@@ -18,7 +18,7 @@ use crate::{
     api::{
         body::ResponseBody,
         budget::Taken,
-        error::{BULK_GET_INVALID, TOO_LARGE},
+        error::{BULK_GET_INVALID, MALFORMED, TOO_LARGE},
         json,
     },
     error::{Error, Result},
@@ -48,7 +48,9 @@ const READS_IN_FLIGHT: usize = 16;
 impl Rest {
     pub(super) async fn bulk_get(&self, call: &Call<'_>, id: &str, upload: &mut Upload) -> Answer {
         let namespace = self.namespace(call, id, Rights::Read).await?;
-        let Request { keys, kind, with_metadata } = upload.json(&self.buffers).await?;
+        let request = upload.json(&self.bulk_buffers).await;
+        let Request { keys, kind, with_metadata } =
+            request.map_err(|failure: Failure| failure.recoded(MALFORMED, BULK_GET_INVALID))?;
         let as_json = match kind.as_deref() {
             None | Some("text") => false,
             Some("json") => true,
@@ -80,7 +82,7 @@ impl Rest {
             (key, found)
         });
         let mut found = stream::iter(reads).buffered(READS_IN_FLIGHT);
-        let mut room = self.buffers.try_take(0)?;
+        let mut room = self.bulk_buffers.try_take(0)?;
         let mut left = limits::BULK_GET_BYTES_MAX;
         let mut pieces = vec![Piece::Json([SUCCESS_HEAD, b"{\"values\":{"].concat().into())];
         let mut first = true;
@@ -162,10 +164,10 @@ impl Piece {
 /// How much goes out at a time, about.
 const OUT_BYTES: usize = 64 * 1024;
 
-/// A short answer is whole; a longer one is made as it is sent, and holds its room until then.
+/// A short answer is whole; a longer one is made as it is sent, and gives back the room of each piece behind it.
 fn body(pieces: Vec<Piece>, room: Taken) -> ResponseBody {
     let length: usize = pieces.iter().map(Piece::length).sum();
-    let mut writer = Writer { pieces: pieces.into_iter(), text: None, _room: room };
+    let mut writer = Writer { pieces: pieces.into_iter(), under_way: None, left: length, room };
     if length <= OUT_BYTES / 8 {
         // Escaping makes up to six bytes of one.
         return ResponseBody::Whole(writer.next().unwrap_or_default().into());
@@ -175,9 +177,11 @@ fn body(pieces: Vec<Piece>, room: Taken) -> ResponseBody {
 
 struct Writer {
     pieces: IntoIter<Piece>,
-    /// A text of which some has gone out.
-    text: Option<Bytes>,
-    _room: Taken,
+    /// A piece of which some has gone out, and its length as a whole.
+    under_way: Option<(Piece, usize)>,
+    /// The length of all pieces that have not gone out as a whole. They are what is in memory: of a piece no part is given up alone.
+    left: usize,
+    room: Taken,
 }
 
 impl Iterator for Writer {
@@ -186,24 +190,41 @@ impl Iterator for Writer {
     fn next(&mut self) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         while out.len() < OUT_BYTES {
-            match self.text.take() {
-                Some(text) => self.text = push_some(&mut out, text),
-                None => match self.pieces.next() {
-                    Some(Piece::Json(json)) => out.extend_from_slice(&json),
-                    Some(Piece::Text(text)) => {
+            let (piece, whole) = match self.under_way.take() {
+                Some(under_way) => under_way,
+                None => {
+                    let Some(piece) = self.pieces.next() else { break };
+                    if let Piece::Text(_) = &piece {
                         out.push(b'"');
-                        self.text = Some(text);
                     }
-                    None => break,
-                },
+                    let whole = piece.length();
+                    (piece, whole)
+                }
+            };
+            let left = match piece {
+                Piece::Json(json) => push_json(&mut out, json).map(Piece::Json),
+                Piece::Text(text) => push_text(&mut out, text).map(Piece::Text),
+            };
+            match left {
+                Some(piece) => self.under_way = Some((piece, whole)),
+                None => {
+                    self.left -= whole;
+                    self.room.shrink_to(self.left as u64);
+                }
             }
         }
         (!out.is_empty()).then_some(out)
     }
 }
 
+/// Appends some of what is JSON already; what is left of it.
+fn push_json(out: &mut Vec<u8>, mut json: Bytes) -> Option<Bytes> {
+    out.extend_from_slice(&json.split_to(OUT_BYTES.min(json.len())));
+    (!json.is_empty()).then_some(json)
+}
+
 /// Appends some of a text, escaped; what is left of it, or a closing quote.
-fn push_some(out: &mut Vec<u8>, text: Bytes) -> Option<Bytes> {
+fn push_text(out: &mut Vec<u8>, text: Bytes) -> Option<Bytes> {
     let whole = std::str::from_utf8(&text).expect("it was checked before the answer began");
     let mut end = OUT_BYTES.min(whole.len());
     while !whole.is_char_boundary(end) {
@@ -231,11 +252,9 @@ mod tests {
         for length in [0, 1, 1000, OUT_BYTES - 1, OUT_BYTES, OUT_BYTES + 1, 3 * OUT_BYTES + 7] {
             let text: String = "a\u{e9}\"\\\n\u{1f600}\0".chars().cycle().take(length).collect();
             let pieces = vec![Piece::Text(text.clone().into_bytes().into()), Piece::Json(Bytes::from_static(b" "))];
-            let writer = Writer {
-                pieces: pieces.into_iter(),
-                text: None,
-                _room: budget.try_take(0).expect("nothing always fits"),
-            };
+            let left = pieces.iter().map(Piece::length).sum();
+            let room = budget.try_take(0).expect("nothing always fits");
+            let writer = Writer { pieces: pieces.into_iter(), under_way: None, left, room };
             let sent: Vec<u8> = writer.flatten().collect();
             assert_eq!(serde_json::from_slice::<String>(&sent).expect("it is a JSON string"), text);
         }

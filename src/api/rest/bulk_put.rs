@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Answer, Call, Rest,
-    bulk::{BATCHES_IN_FLIGHT, KEY_OVERHEAD, Tally, check_count, check_length, nothing_written},
+    bulk::{BATCHES_IN_FLIGHT, KEY_OVERHEAD, Steps, Tally, check_count, nothing_written},
     element::{Elements, Piece},
     envelope::Failure,
     long_value::{BadBase64, LongValue, decode_base64},
@@ -23,6 +23,7 @@ use crate::{
     api::{
         budget::Taken,
         error::MALFORMED,
+        json,
         query::{expires, whole_number},
     },
     error::Result,
@@ -69,8 +70,12 @@ impl Checked {
         self.place != Place::Entries || self.value.end - self.value.start > limits::CHUNK_BYTES as u64
     }
 
-    /// What it adds to a batch, about.
+    /// What it adds to a batch, about, if it is not large.
     fn weight(&self) -> u64 {
+        if self.is_large() {
+            // Its value may lie in another spool than its metadata.
+            return 0;
+        }
         self.key.as_bytes().len() as u64 + (self.value.end - self.metadata.start) + KEY_OVERHEAD
     }
 }
@@ -142,7 +147,7 @@ impl Checker {
     fn add(&mut self, element: &[u8]) -> Result<(), Failure> {
         self.count += 1;
         check_count(self.count)?;
-        let entry: Entry<'_> = serde_json::from_slice(element)
+        let entry: Entry<'_> = json::object(element)
             .map_err(|error| Failure::new(MALFORMED, format!("could not parse entry {}: {error}", self.count)))?;
         let key = Key::new(entry.key.as_bytes().to_vec())?;
         let ttl = entry.expiration_ttl.map(RawValue::get);
@@ -257,17 +262,17 @@ fn portions(checked: &[Checked]) -> Vec<Portion> {
 impl Rest {
     pub(super) async fn bulk_put(&self, call: &Call<'_>, id: &str, upload: &mut Upload) -> Answer {
         let namespace = self.namespace(call, id, Rights::Write).await.map_err(nothing_written)?;
-        let mut room = self.buffers.try_take(0)?;
+        let mut room = self.bulk_buffers.try_take(0)?;
         let checker = self.check_entries(upload, &mut room).await.map_err(nothing_written)?;
         let spools = checker.spools.finish().await?;
         // Taken before the first write, so that a lack of room stops nothing halfway.
         let in_flight = (BATCHES_IN_FLIGHT * limits::WRITE_BATCH_BYTES_MAX) as u64;
-        let _in_flight = self.buffers.try_take(in_flight.min(spools.entries.length()))?;
+        let _in_flight = self.bulk_buffers.try_take(in_flight.min(spools.entries.length()))?;
         self.write_all(namespace, &checker.checked, &spools).await.answer()
     }
 
     pub(super) async fn check_entries(&self, upload: &mut Upload, room: &mut Taken) -> Result<Checker, Failure> {
-        let open = || self.spool_room.open();
+        let open = || self.bulk_spool_room.open();
         let mut checker = Checker {
             now_seconds: self.clock.wall_millis() / 1000,
             checked: Vec::new(),
@@ -278,14 +283,15 @@ impl Rest {
             long: None,
         };
         let mut elements = Elements::new();
-        check_length(upload)?;
-        while let Some(chunk) = upload.chunk().await? {
-            check_length(upload)?;
-            elements.push(&chunk, |piece| checker.take(piece))?;
-            room.resize(elements.held() + checker.bytes)?;
+        let mut steps = Steps::of(upload, &*self.clock)?;
+        while let Some(step) = steps.next().await? {
+            // Before anything is made of it; what its keys cost beside their bytes shows behind it.
+            room.resize(elements.to_be_held(step.len()) + checker.bytes)?;
+            elements.push(&step, |piece| checker.take(piece))?;
             checker.spools.settle().await?;
         }
         elements.finish()?;
+        room.resize(checker.bytes)?;
         Ok(checker)
     }
 
@@ -366,6 +372,9 @@ mod tests {
         assert_eq!(cut(&[]), []);
         assert_eq!(cut(&[1, 2]), [Portion::Batch(0..2)]);
         assert_eq!(cut(&[large]), [Portion::Large(0)]);
+        let key = Key::new("k").expect("it is a key");
+        let apart = Checked { key, expires: Expires::Never, metadata: 9..9, value: 0..3, place: Place::LongTexts };
+        assert_eq!(portions(&[apart]), [Portion::Large(0)]);
         assert_eq!(
             cut(&[1, large, large, 1, 1]),
             [Portion::Batch(0..1), Portion::Large(1), Portion::Large(2), Portion::Batch(3..5)]

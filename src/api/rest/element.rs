@@ -4,7 +4,7 @@
 //! is held, and of that not the member `value` once it is long: this is given out as it arrives, and the element then has an empty one.
 
 use super::envelope::Failure;
-use crate::api::error::MALFORMED;
+use crate::api::error::{MALFORMED, TOO_LARGE};
 
 pub(super) struct Elements {
     state: State,
@@ -41,6 +41,8 @@ enum State {
 
 /// More room than this is given back behind an element.
 const CARRIED_KEPT: usize = 64 * 1024;
+/// More is carried of no element. Without its value an entry has a key, metadata and two numbers; all of these in escapes are far shorter.
+const CARRIED_MAX: usize = 1024 * 1024;
 /// A value of which more than this is carried is long.
 const LONG: usize = 64 * 1024;
 
@@ -92,7 +94,8 @@ impl Elements {
                 (State::Within, _) => {
                     let Some(end) = self.end(rest) else {
                         self.carried.extend_from_slice(rest);
-                        return self.begin_long(&mut each);
+                        self.begin_long(&mut each)?;
+                        return check_carried(self.carried.len());
                     };
                     self.give_out(&rest[..end], &mut each)?;
                     self.state = if rest[end] == b',' { State::Before { may_end: false } } else { State::Ended };
@@ -164,7 +167,7 @@ impl Elements {
     }
 
     /// Stops carrying the string under way if it is a value that has become long. A name that is spelled with escapes is not known here: its value is
-    /// carried, which costs memory and nothing else.
+    /// carried, as far as anything is.
     fn begin_long(&mut self, each: &mut impl FnMut(Piece<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
         let inside = self.string_start + 1;
         if !self.in_string || self.depth != 1 || self.carried.len() < inside + LONG {
@@ -187,6 +190,13 @@ impl Elements {
         self.carried.capacity() as u64
     }
 
+    /// How many bytes may be held once so many have been pushed, and in copies that are made of an element while it is looked at: all of it
+    /// unescaped, and of that again all from base64. What is carried may double its room.
+    pub(super) fn to_be_held(&self, pushed: usize) -> u64 {
+        let length = (self.carried.len() + pushed) as u64;
+        self.held().max(2 * length) + 2 * length
+    }
+
     /// There are no more bytes.
     pub(super) fn finish(self) -> Result<(), Failure> {
         match self.state {
@@ -195,6 +205,14 @@ impl Elements {
             State::Before { .. } | State::Within => Err(malformed("the JSON array does not end")),
         }
     }
+}
+
+fn check_carried(length: usize) -> Result<(), Failure> {
+    if length > CARRIED_MAX {
+        let text = format!("an element of the JSON array exceeds {CARRIED_MAX} bytes beside its value");
+        return Err(Failure::new(TOO_LARGE, text));
+    }
+    Ok(())
 }
 
 fn malformed(text: &str) -> Failure {

@@ -26,6 +26,9 @@ pub(super) struct Failure {
     result: Option<Box<BulkResult>>,
 }
 
+/// Texts repeat what a client sent, and are cut here, as the binding port's are.
+const TEXT_CHARS_MAX: usize = 512;
+
 /// What bulk writes answer, also beside an error (rest-api 4.1).
 #[derive(Debug, Default, Serialize)]
 pub(super) struct BulkResult {
@@ -41,6 +44,11 @@ impl Failure {
     /// An error of ours that has another code here than elsewhere.
     pub(super) fn of(code: RestCode, error: Error) -> Failure {
         Failure { code, ..Failure::from(error) }
+    }
+
+    /// The same under another code, if it was this one.
+    pub(super) fn recoded(self, from: RestCode, to: RestCode) -> Failure {
+        if self.code == from { Failure { code: to, ..self } } else { self }
     }
 
     /// One whose text stands alone.
@@ -81,7 +89,8 @@ impl Failure {
             code: u16,
             message: String,
         }
-        let message = if self.names_operation { format!("{operation}: '{}'", self.text) } else { self.text };
+        let text: String = self.text.chars().take(TEXT_CHARS_MAX).collect();
+        let message = if self.names_operation { format!("{operation}: '{text}'") } else { text };
         let reason = Reason { code: self.code.number, message };
         let envelope = Envelope { success: false, errors: [reason], messages: [], result: self.result };
         let mut response = json_response(self.code.status, to_json(&envelope).into());

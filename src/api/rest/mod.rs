@@ -52,6 +52,9 @@ pub struct Rest {
     /// What handlers hold in memory.
     buffers: Arc<Budget>,
     spool_room: SpoolRoom,
+    /// Of both what bulk calls take, each of which may take much for long: so single writes always find some.
+    bulk_buffers: Arc<Budget>,
+    bulk_spool_room: SpoolRoom,
 }
 
 type Answer = Result<Response, Failure>;
@@ -62,7 +65,9 @@ const DRAIN_BYTES_MAX: u64 = 2 * limits::BULK_WRITE_BYTES_MAX;
 impl Rest {
     pub fn new(backend: Arc<dyn Backend>, auth: Arc<Auth>, clock: Arc<dyn Clock>, buffers: Arc<Budget>) -> Rest {
         let spool_room = SpoolRoom::new(Arc::clone(&buffers));
-        Rest { backend, auth, clock, buffers, spool_room }
+        let bulk_buffers = buffers.half();
+        let bulk_spool_room = spool_room.half(Arc::clone(&bulk_buffers));
+        Rest { backend, auth, clock, buffers, spool_room, bulk_buffers, bulk_spool_room }
     }
 
     async fn answer(&self, parts: &Parts, place: Option<Place<'_>>, upload: &mut Upload) -> Answer {
@@ -124,7 +129,7 @@ impl Rest {
     async fn records<T: DeserializeOwned>(&self, prefix: Bytes) -> Result<Vec<T>> {
         let mut records = Vec::new();
         let mut list = List { prefix, limit: limits::LIST_PAGE_MAX, cursor: None };
-        while records.len() < RECORDS_MAX {
+        while records.len() <= RECORDS_MAX {
             let page = self.backend.list(NamespaceId::RESERVED, &list).await?;
             for listed in page.keys {
                 let record = serde_json::from_slice(listed.metadata.as_deref().unwrap_or_default());
@@ -140,8 +145,8 @@ impl Rest {
     }
 }
 
-/// Above what any account may have of namespaces, and what one could still look through of tokens.
-const RECORDS_MAX: usize = 20_000;
+/// As many as any account may have of namespaces, and what one could still look through of tokens.
+const RECORDS_MAX: usize = limits::NAMESPACES_PER_ACCOUNT_MAX;
 
 impl Handler for Rest {
     async fn handle(&self, request: Request) -> Response {

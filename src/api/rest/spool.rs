@@ -30,6 +30,11 @@ impl SpoolRoom {
         SpoolRoom { memory, disk: Budget::new(DISK_BYTES_MAX) }
     }
 
+    /// The same room on disk, and at most half of it for these; memory from another budget.
+    pub(super) fn half(&self, memory: Arc<Budget>) -> SpoolRoom {
+        SpoolRoom { memory, disk: self.disk.half() }
+    }
+
     pub(super) fn open(&self) -> Result<Spool> {
         let (memory, disk) = (self.memory.try_take(0)?, self.disk.try_take(0)?);
         Ok(Spool { buffer: Vec::new(), file: None, written: 0, memory, disk })

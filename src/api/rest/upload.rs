@@ -19,6 +19,7 @@ use crate::{
         body::RequestBody,
         budget::Budget,
         error::{MALFORMED, TOO_LARGE},
+        json,
     },
     error::{Error, Result},
 };
@@ -79,7 +80,7 @@ impl Upload {
             room.resize(length as u64)?;
             text.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&text)
+        json::object(&text)
             .map_err(|error| Failure::new(MALFORMED, format!("could not parse the request body: {error}")))
     }
 

@@ -138,7 +138,7 @@ fn form_boundary(content_type: &HeaderValue) -> Option<Result<String, Failure>> 
     let essence = text.split(';').next().unwrap_or(text).trim();
     essence.eq_ignore_ascii_case("multipart/form-data").then(|| {
         multer::parse_boundary(text)
-            .map_err(|error| Failure::new(MALFORMED, format!("could not read the content type '{text}': {error}")))
+            .map_err(|error| Failure::new(MALFORMED, format!("could not read the content type {text}: {error}")))
     })
 }
 

@@ -219,8 +219,8 @@ fn large_body(values: Vec<usize>) -> RequestBody {
 #[tokio::test]
 async fn a_body_of_100_mb_is_written_without_being_held() {
     let world = World::start().await;
-    // All but a megabyte of the room is taken.
-    let taken = world.buffers.try_take(BUFFERS - 1_000_000).unwrap();
+    // All but two megabytes of the room is taken.
+    let taken = world.buffers.try_take(BUFFERS - 2_000_000).unwrap();
     let body = large_body(vec![20_000_000, 26_214_400, 1000, 20_000_000, 20_000_000, 60_000]);
     let request =
         http::Request::builder().method("PUT").uri(world.path("bulk")).header("authorization", "Bearer Admin");
@@ -315,6 +315,50 @@ async fn ask_parts(world: &World, ask: Ask) -> (http::response::Parts, Json) {
     let (parts, body) = world.rest.handle(request.body(ask.body).unwrap()).await.into_parts();
     let ResponseBody::Whole(body) = body else { panic!("an envelope is whole") };
     (parts, serde_json::from_slice(&body).unwrap())
+}
+
+#[tokio::test]
+async fn a_body_that_comes_too_slowly_is_a_408() {
+    let world = World::start().await;
+    for (method, path) in [(Method::PUT, "bulk"), (Method::POST, "bulk/delete")] {
+        let clock = Arc::clone(&world.clock);
+        let slow = stream::repeat(()).map(move |()| {
+            clock.advance(Duration::from_secs(20));
+            Ok(Bytes::from(vec![b' '; 100_000]))
+        });
+        let reply = world.send(Ask::new(method, &world.path(path)).stream(slow.boxed())).await;
+        reply.fails_saying(408, 10012, "the body did not come within 600s");
+    }
+}
+
+#[tokio::test]
+async fn bulk_gets_read_slowly_leave_room_and_give_theirs_back_piece_by_piece() {
+    let world = World::start().await;
+    let length = 10_000_000;
+    for key in ["a", "b"] {
+        world.put(&world.path(&format!("values/{key}")), vec![b'1'; length]).await.result();
+    }
+    for kind in ["text", "json"] {
+        let get = || {
+            let body = json!({"keys": ["a", "b"], "type": kind}).to_string();
+            let request = http::Request::builder().method("POST").uri(world.path("bulk/get"));
+            let body = stream::iter([Ok(Bytes::from(body))]).boxed();
+            world.rest.handle(request.header("authorization", "Bearer Admin").body(body).unwrap())
+        };
+        let (parts, body) = get().await.into_parts();
+        assert_eq!((parts.status, world.buffers.taken() >= 2 * length as u64), (StatusCode::OK, true));
+        assert_eq!(get().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(world.buffers.try_take(BUFFERS / 2).is_ok());
+        let ResponseBody::Stream { mut chunks, .. } = body else { panic!("it is long") };
+        let mut sent = 0;
+        while sent < length + 200_000 {
+            let chunk = chunks.next().await.unwrap().unwrap();
+            assert!(chunk.len() <= 1_000_000, "{} bytes at once", chunk.len());
+            sent += chunk.len();
+        }
+        let taken = world.buffers.taken();
+        assert!(taken < length as u64 + 1000, "{taken} bytes are taken still");
+    }
 }
 
 #[tokio::test]
@@ -421,7 +465,7 @@ async fn bulk_get_checks_what_is_asked() {
     reply.fails_saying(414, 10030, "UTF-8 encoded length of 513");
     for body in [json!({}), json!({"keys": "a"}), json!({"keys": [1]}), json!(["a"]), json!({"keys": ["a"], "type": 1})]
     {
-        bulk_get(&world, body).await.fails_saying(400, 10012, "could not parse the request body");
+        bulk_get(&world, body).await.fails_saying(400, 10029, "could not parse the request body");
     }
 }
 

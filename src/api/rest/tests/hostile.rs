@@ -58,6 +58,57 @@ async fn small_bodies_are_bounded() {
 }
 
 #[tokio::test]
+async fn an_error_repeats_little_of_what_a_client_sent() {
+    let world = World::start().await;
+    let long = "7".repeat(900_000);
+    for value in [json!(long), json!({ "x": long })] {
+        for member in ["expiration", "expiration_ttl", "base64", "key", "value", "metadata"] {
+            let mut entry = json!({ "key": "k", "value": "v" });
+            entry[member] = value.clone();
+            let reply = world.put(&world.path("bulk"), json!([entry]).to_string()).await;
+            if reply.status != 200 {
+                assert!(reply.body.len() < 2000, "{member}: {} bytes", reply.body.len());
+            }
+        }
+    }
+    let query = format!("values/k?expiration={}x", "9".repeat(40));
+    let reply = world.put(&world.path(&query), "v").await;
+    reply.fails_saying(400, 10033, &format!("Invalid expiration of {}... Please", "9".repeat(32)));
+    let ask =
+        Ask::new(Method::PUT, &world.path("values/k")).header("content-type", format!("multipart/form-data; {long}"));
+    assert!(world.send(ask).await.body.len() < 2000);
+    let namespaces = format!("/client/v4/accounts/{ACCOUNT}/storage/kv/namespaces");
+    let reply = world.post(&namespaces, &json!({ "title": "t", "mode": "\u{1f600}".repeat(100_000) })).await;
+    assert!(reply.body.len() < 4000, "{} bytes", reply.body.len());
+}
+
+#[tokio::test]
+async fn an_array_is_no_object() {
+    let world = World::start().await;
+    let namespaces = format!("/client/v4/accounts/{ACCOUNT}/storage/kv/namespaces");
+    world.post(&namespaces, &json!(["t", null, null])).await.fails_saying(400, 10012, "an object is expected");
+    let reply = world.put(&world.path("bulk"), r#"[["k","v",null,null,null,null]]"#).await;
+    reply.fails_saying(400, 10012, "could not parse entry 1: an object is expected");
+    let reply = world.post(&world.path("bulk/get"), &json!([["k"], null, null])).await;
+    reply.fails_saying(400, 10029, "an object is expected");
+    assert_eq!(world.value("k").await, None);
+}
+
+#[tokio::test]
+async fn an_entry_is_held_to_a_bound_beside_its_value() {
+    let world = World::start().await;
+    let body = json!([{ "key": "k", "value": "v", "other": "x".repeat(2_000_000) }]).to_string();
+    world.put(&world.path("bulk"), body).await.fails_saying(413, 10024, "an element of the JSON array exceeds");
+    // A name in escapes is one of those that are held.
+    let body = format!(r#"[{{"key":"k","\u0076alue":"{}"}}]"#, "x".repeat(2_000_000));
+    world.put(&world.path("bulk"), body).await.fails_saying(413, 10024, "an element of the JSON array exceeds");
+    let body = format!("[\"{}\"]", "x".repeat(2_000_000));
+    let ask = Ask::new(Method::POST, &world.path("bulk/delete")).body(body);
+    world.send(ask).await.fails_saying(413, 10024, "an element of the JSON array exceeds");
+    assert_eq!(world.value("k").await, None);
+}
+
+#[tokio::test]
 async fn guessing_tokens_is_slowed() {
     let world = World::start().await;
     let mut last = 401;
