@@ -535,8 +535,9 @@ pub struct Account {
 #[serde(rename_all = "kebab-case")]
 pub enum Rights {
     Read,
+    /// Also create, rename and remove namespaces, unless the token covers some only (rest-api 1).
     Write,
-    /// Also create, rename and remove namespaces, and make and revoke tokens.
+    /// Also list, make and revoke tokens.
     Admin,
 }
 

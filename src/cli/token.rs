@@ -33,7 +33,7 @@ Examples:
   kvasar token create reader --rights read --namespace sessions
   kvasar token create deploy --rights write --expires-in 30d
   kvasar token list
-  kvasar token revoke 5b1c0e9f";
+  kvasar token revoke 5b1c0e9f8d7a46c2b3e1f0a95c4d7e82";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -63,8 +63,9 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RightsArgument {
     Read,
+    /// Also namespaces themselves, of a token that covers all
     Write,
-    /// Also namespaces and tokens themselves
+    /// Also tokens themselves
     Admin,
 }
 

@@ -50,7 +50,7 @@ pub(super) struct PageInfo {
 
 impl Rest {
     pub(super) async fn create_namespace(&self, call: &Call<'_>, upload: &mut Upload) -> Answer {
-        call.check_account_right(Rights::Admin)?;
+        call.check_account_right(Rights::Write)?;
         let NewNamespace { title, jurisdiction, mode } = upload.json(&self.buffers).await?;
         let title = checked_title(title)?;
         check_choice("jurisdiction", jurisdiction.as_deref(), &["eu", "us", "fedramp"])?;
@@ -63,7 +63,7 @@ impl Rest {
 
     pub(super) async fn rename_namespace(&self, call: &Call<'_>, id: &str, upload: &mut Upload) -> Answer {
         let id = namespace_id(id)?;
-        call.check_account_right(Rights::Admin)?;
+        call.check_account_right(Rights::Write)?;
         let NewNamespace { title, .. } = upload.json(&self.buffers).await?;
         let title = checked_title(title)?;
         self.control_namespace(call, Control::RenameNamespace { id, title }).await
@@ -71,7 +71,7 @@ impl Rest {
 
     pub(super) async fn remove_namespace(&self, call: &Call<'_>, id: &str) -> Answer {
         let id = namespace_id(id)?;
-        call.check_account_right(Rights::Admin)?;
+        call.check_account_right(Rights::Write)?;
         self.backend.control(call.account(), Control::RemoveNamespace { id }).await?;
         Ok(success(&()))
     }

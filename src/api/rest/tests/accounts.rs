@@ -83,10 +83,36 @@ async fn rights_are_judged_before_anything_is_looked_at() {
     let namespaces = format!("/client/v4/accounts/{ACCOUNT}/storage/kv/namespaces");
     let own = format!("{namespaces}/{}", world.namespace);
     for (method, path) in [(Method::POST, &namespaces), (Method::PUT, &own), (Method::DELETE, &own)] {
-        let ask = Ask::new(method.clone(), path).token(Some("Write")).body(r#"{"title": "x"}"#);
+        let ask = Ask::new(method, path).token(Some("Read")).body(r#"{"title": "x"}"#);
+        world.send(ask).await.fails_saying(405, 10000, "the token may only read");
+    }
+    let tokens = format!("/client/v4/accounts/{ACCOUNT}/tokens");
+    for (method, path) in [(Method::GET, &tokens), (Method::POST, &tokens), (Method::DELETE, &format!("{tokens}/x"))] {
+        let ask = Ask::new(method, path).token(Some("Write")).body(r#"{"name": "x", "rights": "read"}"#);
         world.send(ask).await.fails(403, 10000, "Authentication error");
     }
     assert_eq!(world.value("k").await.as_deref(), Some(&b"v"[..]));
+}
+
+#[tokio::test]
+async fn who_may_write_everywhere_may_change_namespaces_and_who_may_somewhere_may_not() {
+    let world = World::start().await;
+    let namespaces = format!("/client/v4/accounts/{ACCOUNT}/storage/kv/namespaces");
+    let bound = json!({"name": "bound", "rights": "write", "namespaces": [world.namespace]});
+    let bound = make_token(&world, bound).await["value"].as_str().unwrap().to_owned();
+    let ask = |method: &Method, path: &str, token: &str, title: &str| {
+        Ask::new(method.clone(), path).token(Some(token)).body(json!({ "title": title }).to_string())
+    };
+    let own = format!("{namespaces}/{}", world.namespace);
+    for (method, path) in [(Method::POST, &namespaces), (Method::PUT, &own), (Method::DELETE, &own)] {
+        world.send(ask(&method, path, &bound, "x")).await.fails(403, 10000, "Authentication error");
+    }
+    let made = world.send(ask(&Method::POST, &namespaces, "Write", "made")).await.result();
+    let path = format!("{namespaces}/{}", made["id"].as_str().unwrap());
+    let renamed = world.send(ask(&Method::PUT, &path, "Write", "renamed")).await.result();
+    assert_eq!(renamed["title"], "renamed");
+    world.send(ask(&Method::DELETE, &path, "Write", "")).await.result();
+    world.get(&path).await.fails(404, 10013, "get namespace: 'namespace not found'");
 }
 
 async fn make_token(world: &World, body: Json) -> Json {
@@ -219,6 +245,7 @@ async fn what_is_no_route_or_no_method_says_so() {
         &"/client/v4/accounts".repeat(1000),
     ] {
         let text = format!("Could not route to {path}, perhaps your object identifier is invalid?");
+        let text: String = text.chars().take(512).collect();
         let code = if path.ends_with("/accounts/") || path.ends_with("/namespaces/") { None } else { Some(7003) };
         let reply = world.get(path).await;
         match code {
