@@ -142,7 +142,8 @@ pub struct Limits {
     pub connections: usize,
     /// Requests being answered at a time. More lets slow upstreams hold more memory; one more than this is answered 503.
     pub requests_in_flight: usize,
-    /// Bytes of bodies held in memory at a time. More lets more large values move at once.
+    /// Bytes of bodies held in memory at a time. More lets more large values move at once. Bulk calls have half of it, so below 50 MiB the largest
+    /// bulk get finds no room.
     pub buffered: u64,
     /// A request's head must be whole by then. Longer is kinder to slow links and to those who stall on purpose alike.
     pub head_deadline: Duration,

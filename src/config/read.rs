@@ -9,6 +9,7 @@ use super::{
     section::{Findings, Placed, Section},
     units,
 };
+use crate::limits;
 
 /// A whole file, before its sections are checked against each other. What had a problem holds a default.
 pub(super) struct PlacedConfig {
@@ -130,7 +131,7 @@ fn origin(mut section: Section<'_, '_>, folder: &Path) -> Placed<Origin> {
         listen: section.text("listen", "\"127.0.0.1:7701\"", units::address),
         store_cache: section.size("store_cache", MIB..=TIB).unwrap_or(default.store_cache),
         namespaces_per_account: section
-            .number("namespaces_per_account", 1..=1_000_000)
+            .number("namespaces_per_account", 1..=limits::NAMESPACES_PER_ACCOUNT_MAX as u64)
             .unwrap_or(default.namespaces_per_account),
         writes_per_key_per_second: section.number("writes_per_key_per_second", 1..=1_000_000),
         ..default

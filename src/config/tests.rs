@@ -100,6 +100,16 @@ idle_deadline = "6s"
 }
 
 #[test]
+fn an_account_has_no_more_namespaces_than_can_be_listed() {
+    check(
+        "[origin]\ndata = \"data\"\nlisten = \"127.0.0.1:0\"\nnamespaces_per_account = 20001\n[cluster]\nsecret = \"at-least-32-characters-that-nobody-can-guess\"\n",
+        &[
+            "4: [origin] namespaces_per_account: 20001 is not between 1 and 20000 => namespaces_per_account = 1 to 20000",
+        ],
+    );
+}
+
+#[test]
 fn all_problems_come_at_once() {
     let text = "\
 [server]
