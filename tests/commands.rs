@@ -151,7 +151,9 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
     let token = row.split_whitespace().next().expect("its id comes first");
     assert_eq!(run(&["token", "revoke", token]), Ok(format!("revoked {token}\n")));
     assert!(!run(&["token", "list"]).expect("they are listed").contains("reader"));
-    run(&["namespace", "delete", "old sessions"]).expect("without a terminal nobody is asked");
+    let refused = run(&["namespace", "delete", "old sessions"]).expect_err("without a terminal nobody can be asked");
+    assert!(refused.contains("this needs --yes"), "{refused}");
+    run(&["namespace", "delete", "old sessions", "--yes"]).expect("nobody is asked");
     let gone = run(&["namespace", "delete", &id]).expect_err("it is gone");
     assert!(gone.contains(&format!("no namespace with the id or title '{id}'")), "{gone}");
     assert_eq!(server.stop().code(), Some(0));

@@ -33,7 +33,7 @@ Examples:
   kvasar namespace create sessions
   kvasar namespace list --json
   kvasar namespace rename sessions old-sessions
-  kvasar namespace delete old-sessions";
+  kvasar namespace delete old-sessions --yes";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -52,7 +52,7 @@ pub enum Command {
     Delete {
         /// Its id or its title
         namespace: String,
-        /// Do not ask
+        /// Do not ask. Needed where there is no terminal to ask at
         #[arg(long, short)]
         yes: bool,
     },
@@ -86,7 +86,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Delete { namespace, yes } => {
             let found = find(&client, account, &namespace).await?;
-            if !yes && std::io::stdin().is_terminal() && !confirmed(&found)? {
+            if !yes && !confirmed(&found)? {
                 return show("nothing is deleted\n");
             }
             let doing = format!("deleting the namespace '{}'", found.title);
@@ -129,6 +129,12 @@ pub async fn find(client: &Client, account: AccountId, named: &str) -> Result<Na
 }
 
 fn confirmed(namespace: &Namespace) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::bad_request(format!(
+            "deleting the namespace '{}' and everything in it: without a terminal to ask at, this needs --yes",
+            namespace.title
+        )));
+    }
     let mut prompt = std::io::stderr();
     let mut answer = String::new();
     write!(prompt, "Delete the namespace '{}' ({}) and everything in it? [y/N] ", namespace.title, namespace.id)

@@ -245,18 +245,40 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// The configuration holds a token, so only its owner may read it.
+/// The configuration holds a token, so only its owner may read it, before the first byte of it is there; also when there was a file already.
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    std::io::Write::write_all(&mut options.open(path)?, text.as_bytes())
+    let mut file = options.open(path)?;
+    #[cfg(unix)]
+    if file.metadata()?.is_file() {
+        // A mode at opening is for new files alone, and a device such as `/dev/stdout` keeps its own.
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    }
+    std::io::Write::write_all(&mut file, text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_configuration_is_its_owners_alone_also_over_an_open_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.capnp");
+        std::fs::write(&path, "a longer text that was there").expect("it is written");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).expect("it is opened up");
+        for text in ["first", "second"] {
+            write_private(&path, text).expect("it is written");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is read"), text);
+            let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
 
     #[test]
     fn a_configuration_names_each_binding_its_namespace_and_its_token() {
