@@ -259,8 +259,8 @@ fn a_secret_is_long_and_given_once() {
     check(
         &text("secret = \"short\""),
         &[
-            "7: [cluster] secret: a secret of 5 characters can be guessed; it takes 32 => secret = \"at least 32 characters that \
-           nobody can guess\"",
+            "7: [cluster] secret: a secret of 5 characters can be guessed; it takes 32 => secret = \"at-least-32-characters-that-\
+           nobody-can-guess\"",
         ],
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
