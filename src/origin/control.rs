@@ -245,7 +245,7 @@ async fn scan(store: &dyn Store, prefix: &[u8]) -> Result<Vec<(Key, Record)>> {
             records.push((key, Record::decode(row, value)?));
         }
         match rows.last() {
-            Some((last, _)) if rows.len() == STEP_ROWS => from = [last, &b"\0"[..]].concat().into(),
+            Some((last, _)) if rows.len() == STEP_ROWS => from = keys::after(last),
             _ => return Ok(records),
         }
     }

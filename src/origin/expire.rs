@@ -4,8 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use super::{
     commit::{Action, Change, Committer},
+    garbled::Garbled,
     versions::Time,
 };
 use crate::{
@@ -54,6 +57,7 @@ pub(super) struct Sweeper {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) time: Arc<Time>,
     pub(super) committer: Arc<Committer>,
+    pub(super) garbled: Garbled,
 }
 
 impl Sweeper {
@@ -69,27 +73,46 @@ impl Sweeper {
         }
     }
 
-    /// Removes all that has expired by now.
+    /// Removes all that has expired by now. It goes on behind what it has removed, where the store would find but its traces.
     pub(super) async fn sweep(&self) -> Result<usize> {
         let end = keys::expiry_end(self.time.seconds());
+        let mut from = Bytes::new();
         let mut swept = 0;
         loop {
-            let rows = self.store.scan(Table::Expiry, &[], &end, STEP_ROWS).await?;
-            let removals = rows
-                .iter()
-                .map(|(row, _)| {
-                    let (expiration, namespace, key) = keys::parse_expiry(row)?;
-                    Ok(Change { namespace, key, action: Action::Expire { expiration } })
-                })
-                .collect::<Result<Vec<_>>>()?;
-            if removals.is_empty() {
-                return Ok(swept);
-            }
-            swept += removals.len();
-            for outcome in self.committer.commit(removals, None).await? {
-                outcome.map_err(|e| Error::internal("removing an expired entry").with_source(e))?;
+            let rows = self.store.scan(Table::Expiry, &from, &end, STEP_ROWS).await?;
+            swept += self.remove(&rows).await?;
+            match rows.last() {
+                Some((last, _)) if rows.len() == STEP_ROWS => from = keys::after(last),
+                _ => return Ok(swept),
             }
         }
+    }
+
+    /// Removes the entries of these rows, and returns how many it could.
+    async fn remove(&self, rows: &[(Bytes, Bytes)]) -> Result<usize> {
+        let mut removed_rows = Vec::with_capacity(rows.len());
+        let mut removals = Vec::with_capacity(rows.len());
+        for (row, _) in rows.iter().filter(|(row, _)| !self.garbled.holds(row)) {
+            match keys::parse_expiry(row) {
+                Ok((expiration, namespace, key)) => {
+                    removed_rows.push(row);
+                    removals.push(Change { namespace, key, action: Action::Expire { expiration } });
+                }
+                Err(error) => self.garbled.pass_over(row, &error),
+            }
+        }
+        if removals.is_empty() {
+            return Ok(0);
+        }
+        let outcomes = self.committer.commit(removals, None).await?;
+        let mut removed = 0;
+        for (row, outcome) in removed_rows.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(_) => removed += 1,
+                Err(error) => self.garbled.pass_over(row, &error),
+            }
+        }
+        Ok(removed)
     }
 }
 

@@ -9,6 +9,7 @@
 mod commit;
 mod control;
 mod expire;
+mod garbled;
 mod list;
 mod rate;
 mod reclaim;
@@ -26,6 +27,7 @@ use self::{
     commit::{Action, Committer, Failure, Parts},
     control::{Namespaces, Registry},
     expire::Sweeper,
+    garbled::Garbled,
     list::{Cursors, Lister},
     rate::WriteRate,
     reclaim::Reclaimer,
@@ -112,9 +114,15 @@ impl Origin {
             clock: Arc::clone(&clock),
             time: Arc::clone(&time),
             committer: Arc::clone(&committer),
+            garbled: Garbled::of(Table::Expiry),
         };
-        let reclaimer =
-            Reclaimer { store: Arc::clone(&store), values: Arc::clone(&values), committer: Arc::clone(&committer) };
+        let reclaimer = Reclaimer {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            values: Arc::clone(&values),
+            committer: Arc::clone(&committer),
+            garbled: Garbled::of(Table::Reclaim),
+        };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(in_background("committer", committing));
         tasks.spawn(tidy_until(stop.clone(), sweeper, reclaimer, stop_committer));

@@ -5,6 +5,7 @@ mod faults;
 mod figures;
 mod lists;
 mod reads;
+mod tidying;
 mod values;
 mod writes;
 
@@ -95,11 +96,14 @@ impl World {
         names(&self.list("", 1000, None).await.unwrap())
     }
 
-    /// Lets the background tasks go on until a table has so many rows.
+    /// Lets the background tasks go on until a table has so many rows, and a little time pass now and then, for which they wait.
     async fn until_rows(&self, table: Table, rows: usize) {
-        for _ in 0..10_000 {
+        for look in 1..=10_000 {
             if self.store.count(table) == rows {
                 return;
+            }
+            if look % 100 == 0 {
+                self.clock.advance(SECOND / 4);
             }
             tokio::task::yield_now().await;
         }

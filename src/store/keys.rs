@@ -259,6 +259,11 @@ pub fn decode_number(key: &[u8], value: &[u8]) -> Result<u64> {
     value.try_into().map(u64::from_be_bytes).map_err(|_| garbled("a fact about the store", key))
 }
 
+/// The first key after this one: where a scan goes on.
+pub fn after(key: &[u8]) -> Bytes {
+    [key, &b"\0"[..]].concat().into()
+}
+
 /// The first key after all that begin with `prefix`; empty, which is a scan's "to the end", if there is none.
 pub fn after_prefix(prefix: &[u8]) -> Bytes {
     match prefix.iter().rposition(|byte| *byte != 0xff) {
