@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+#[cfg(feature = "figures")]
 mod figures;
 mod lists;
 mod reads;

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod bulk;
+#[cfg(feature = "figures")]
 mod figures;
 mod forms;
 mod hostile;

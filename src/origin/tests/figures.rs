@@ -1,6 +1,6 @@
 //! What the origin does on a real disk, in figures. Not a test: nothing is asserted but that all of it works.
 //!
-//! `cargo test --release --lib origin::tests::figures -- --ignored --nocapture`, in the folder `KVASAR_FIGURES` if that is set.
+//! `cargo test --release --features figures --lib origin::tests::figures -- --nocapture`, in the folder `KVASAR_FIGURES` if that is set.
 
 use std::time::Instant;
 
@@ -68,7 +68,6 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes, and says nothing in a debug build"]
 async fn small_keys() {
     let bench = bench().await;
     single_puts(&bench).await;
@@ -179,7 +178,6 @@ async fn listing(bench: &Bench) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes, and says nothing in a debug build"]
 async fn large_values() {
     let bench = bench().await;
     chunk_sized(&bench).await;

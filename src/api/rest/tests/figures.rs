@@ -1,6 +1,6 @@
 //! How fast a bulk write is checked, in figures. Not a test: nothing is asserted but that it works.
 //!
-//! `cargo test --release --lib api::rest::tests::figures -- --ignored --nocapture`
+//! `cargo test --release --features figures --lib api::rest::tests::figures -- --nocapture`
 
 use std::time::Instant;
 
@@ -30,7 +30,6 @@ async fn measure(what: &str, body: String, entries: usize) {
 }
 
 #[tokio::test]
-#[ignore = "prints figures, for people"]
 async fn bulk_puts_are_checked_so_fast() {
     let entries = |value: &str, more: &str| {
         let entries: Vec<String> =
