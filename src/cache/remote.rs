@@ -133,7 +133,10 @@ impl Remote {
         tokio::pin!(answering);
         let answer = loop {
             let until = progress.answer_until(self.deadline);
-            let left = until.since(self.clock.now());
+            let left = match progress.waits_for_sender() {
+                true => self.deadline,
+                false => until.since(self.clock.now()),
+            };
             match clock::within(&*self.clock, left, &mut answering).await {
                 Ok(answer) => break answer,
                 // Something moved meanwhile, or it is the sender of the body who is waited for; that has a deadline of its own.
@@ -370,4 +373,69 @@ fn key_path(key: &Key, query: &[(&str, u64)]) -> String {
         path.push_str(&format!("&{name}={value}"));
     }
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    use super::*;
+    use crate::{clock::ManualClock, metrics::Metrics};
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+    const NAMESPACE: NamespaceId = NamespaceId::from_u128(1);
+
+    /// A remote whose upstream takes connections, reads what comes and never answers.
+    async fn silent(clock: &Arc<ManualClock>) -> Remote {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move { while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {} });
+            }
+        });
+        let secret = "a secret".to_owned();
+        let settings = RemoteSettings { address, secret, deadline: DEADLINE, concurrency: 4, delay: Duration::ZERO };
+        Remote::new(settings, Arc::new(Arc::clone(clock)), Metrics::default().tier("t")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_pauses_is_not_taken_for_upstreams_silence() {
+        let clock = ManualClock::shared();
+        let remote = silent(&clock).await;
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let pausing = async move {
+            let _ = ended.await;
+            Err(Error::new(Kind::RequestTimeout, "no more of the body came"))
+        };
+        let chunks =
+            stream::once(std::future::ready(Ok(Bytes::from_static(b"abc")))).chain(stream::once(pausing)).boxed();
+        let value = Value::Stream(ValueStream { length: Some(200_000), chunks });
+        let change = Change::Put { value, metadata: None, expires: Expires::Never };
+        let key = Key::new("k").unwrap();
+        let mut writing = tokio::spawn(async move { remote.write(NAMESPACE, &key, change).await });
+        for _ in 0..10 {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            clock.advance(DEADLINE);
+        }
+        assert!((&mut writing).now_or_never().is_none(), "the sender still has time");
+        end.send(()).unwrap();
+        assert_eq!(writing.await.unwrap().unwrap_err().kind, Kind::RequestTimeout);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_does_not_answer_is_given_up_at_the_deadline() {
+        let clock = ManualClock::shared();
+        let remote = silent(&clock).await;
+        let key = Key::new("k").unwrap();
+        let asking = tokio::spawn(async move { remote.get(NAMESPACE, &key, &Read::default()).await });
+        while !asking.is_finished() {
+            clock.advance(DEADLINE / 10);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(asking.await.unwrap().unwrap_err().kind, Kind::Unreachable);
+    }
 }
