@@ -5,6 +5,8 @@
 //!
 //! What has rules is made by one checking constructor here, and is not checked again further in.
 
+pub mod feed;
+
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 
+use self::feed::{Follow, FollowerId, Frames};
 use crate::{
     error::{Error, Kind, Result},
     limits,
@@ -27,6 +30,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// One page of names in byte order, always answered by an origin.
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page>;
+
+    /// Tells a follower what changes from here on: `pings` are the follower's bytes, the answer is the sender's. It ends with either.
+    async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames>;
 }
 
 /// Takes writes. A write that is answered `Ok` is on disk at an origin.
@@ -253,17 +259,19 @@ pub struct Read {
     pub at_least: Option<Version>,
     /// What the asker holds: "unchanged" is then an answer.
     pub held: Option<Held>,
+    /// The follower that asks, so that a change of what it asks for can bring its new state along.
+    pub asker: Option<FollowerId>,
 }
 
 impl Default for Read {
     fn default() -> Read {
-        Read { max_age: limits::CACHE_TTL_DEFAULT, at_least: None, held: None }
+        Read { max_age: limits::CACHE_TTL_DEFAULT, at_least: None, held: None, asker: None }
     }
 }
 
 impl Read {
     pub fn latest() -> Read {
-        Read { max_age: Duration::ZERO, at_least: None, held: None }
+        Read { max_age: Duration::ZERO, at_least: None, held: None, asker: None }
     }
 }
 

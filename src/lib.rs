@@ -17,6 +17,7 @@ pub mod kv;
 pub mod limits;
 pub mod metrics;
 pub mod origin;
+pub mod purge;
 pub mod roles;
 pub mod store;
 pub mod wire;

@@ -53,6 +53,11 @@ pub const INLINE_BYTES_MAX: usize = 512;
 pub const WRITE_BATCH_ENTRIES_MAX: usize = 1000;
 pub const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Longest state, value and metadata together, that travels inside its purge unless it is set.
+pub const PUSH_BYTES_DEFAULT: usize = 1024;
+/// The most that it may be set to.
+pub const PUSH_BYTES_MAX: usize = CHUNK_BYTES;
+
 const _: () = assert!(INLINE_BYTES_MAX < CHUNK_BYTES);
 const _: () = assert!(WRITE_BATCH_BYTES_MAX > CHUNK_BYTES);
 const _: () = assert!(NAMESPACES_PAGE_DEFAULT <= NAMESPACES_PAGE_MAX);

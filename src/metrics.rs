@@ -33,6 +33,7 @@ pub enum Operation {
     Token,
     /// What tiers ask of each other beside entries.
     Control,
+    Feed,
     /// Accounts, the user, and what no route matches.
     Other,
 }
@@ -109,6 +110,7 @@ label_values!(Operation {
     Namespace = "namespace",
     Token = "token",
     Control = "control",
+    Feed = "feed",
     Other = "other",
 });
 label_values!(Outcome {

@@ -37,6 +37,7 @@ use crate::{
     kv::{Account, AccountId, Backend, Control, List, NamespaceId, NewToken, Rights, Source, Writer, reserved},
     metrics::{Door, Metrics},
     origin::{Origin, OriginSettings},
+    purge::feed::FeedSettings,
     store::disk::DiskStore,
 };
 
@@ -161,6 +162,7 @@ impl Parts<'_> {
             id: settings.id,
             namespaces_per_account: settings.namespaces_per_account,
             writes_per_key_per_second: settings.writes_per_key_per_second,
+            ..OriginSettings::default()
         };
         let origin = Origin::open(store, Arc::clone(&self.clock), origin_settings, self.metrics.origin()).await?;
         self.running.origin = Some(Arc::clone(&origin));
@@ -189,9 +191,12 @@ impl Parts<'_> {
             upstream_deadline: settings.upstream_deadline + settings.delay * 4,
             stale_after: STALE_AFTER + settings.delay * 4,
             refills: settings.refills,
+            feed_interval: Duration::from_secs(1),
+            feed: FeedSettings::default(),
         };
         let tier = Tier::new(upstream, upstream_name, Arc::clone(&self.clock), tier_settings);
         self.watch_cache(&tier);
+        self.running.context.tasks.spawn(tier.clone().follow(self.running.context.shutdown.clone()));
         let backend: Arc<dyn Backend> = Arc::new(tier);
         let auth = Arc::new(self.auth(&backend, settings.control_max_age));
         let listen = match settings.listen {
@@ -311,6 +316,10 @@ impl Running {
     pub async fn stop(self) {
         self.ready.store(false, Ordering::Release);
         self.context.shutdown.cancel();
+        // Those who follow it would hold their connections to the deadline.
+        if let Some(origin) = &self.origin {
+            origin.feed().close();
+        }
         self.context.tasks.close();
         let finished = clock::within(&*self.context.clock, self.shutdown_deadline, self.context.tasks.wait()).await;
         if finished.is_err() {

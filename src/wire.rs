@@ -3,6 +3,8 @@
 //! A tier speaks the Workers KV binding protocol with a few more headers; `docs/protocol.md` is this file in prose. What only tiers say
 //! to each other are batches of small writes and control changes.
 
+pub mod feed;
+
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -21,6 +23,7 @@ use crate::{
     kv::{
         AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Expires, Held, Key, Listed, Page, Read,
         State, Value, Version, Written,
+        feed::{Follow, FollowerId, Position},
     },
     limits,
 };
@@ -31,6 +34,8 @@ pub const AGE_MILLIS: &str = "kvasar-age-ms";
 pub const AT_LEAST: &str = "kvasar-at-least";
 pub const MAX_AGE_MILLIS: &str = "kvasar-max-age-ms";
 pub const EXPIRES_IN_MILLIS: &str = "kvasar-expires-in-ms";
+/// Sixteen hexadecimal digits: the follower that asks, or follows.
+pub const FOLLOWER: &str = "kvasar-follower";
 pub const ERROR: &str = "kvasar-error";
 pub const METADATA: &str = "cf-kv-metadata";
 pub const EXPIRATION: &str = "cf-expiration";
@@ -39,6 +44,8 @@ pub const CACHE_STATUS: &str = "cf-cache-status";
 /// Where tiers send batches of small writes, and control changes. Two segments, so that no key collides.
 pub const WRITE_PATH: &str = "/kvasar/write";
 pub const CONTROL_PATH: &str = "/kvasar/control";
+/// Where a tier follows the purge feed: the request's body has its pings, the answer's what it is told (`wire/feed.rs`).
+pub const FEED_PATH: &str = "/kvasar/feed";
 
 /// A body on its way out, of a request or of a response.
 pub enum Body {
@@ -135,6 +142,9 @@ pub fn encode_read(read: &Read, headers: &mut HeaderMap) {
     if let Some(held) = read.held {
         headers.insert(header::IF_NONE_MATCH, etag(held));
     }
+    if let Some(asker) = read.asker {
+        headers.insert(FOLLOWER, ascii(&format!("{:016x}", asker.0)));
+    }
 }
 
 /// What a read accepts by its headers, over a `max_age` that was found elsewhere (`cache_ttl`).
@@ -144,7 +154,42 @@ pub fn decode_read(headers: &HeaderMap, max_age: Duration) -> Result<Read> {
         None => max_age,
     };
     let at_least = headers.get(AT_LEAST).map(|value| parse_version(value, AT_LEAST)).transpose()?;
-    Ok(Read { max_age, at_least, held: headers.get(header::IF_NONE_MATCH).and_then(parse_etag) })
+    let held = headers.get(header::IF_NONE_MATCH).and_then(parse_etag);
+    Ok(Read { max_age, at_least, held, asker: decode_follower(headers) })
+}
+
+/// Who asks, if it is one of our own that follows; anything else names nobody.
+fn decode_follower(headers: &HeaderMap) -> Option<FollowerId> {
+    let text = headers.get(FOLLOWER)?.to_str().ok().filter(|text| text.len() == 16)?;
+    u64::from_str_radix(text, 16).ok().map(FollowerId)
+}
+
+/// Asks to follow the purge feed. The other half is [`decode_follow`].
+pub fn encode_follow(follow: Follow) -> (String, HeaderMap) {
+    let mut headers = HeaderMap::new();
+    headers.insert(FOLLOWER, ascii(&format!("{:016x}", follow.follower.0)));
+    let from = follow.from.map(|Position { epoch, sequence }| format!("&epoch={epoch:016x}&sequence={sequence}"));
+    (format!("{FEED_PATH}?version={}{}", feed::VERSION, from.unwrap_or_default()), headers)
+}
+
+pub fn decode_follow(headers: &HeaderMap, query: &str) -> Result<Follow> {
+    let (mut version, mut epoch, mut sequence) = (None, None, None);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "version" => version = value.parse::<u64>().ok(),
+            "epoch" => epoch = u64::from_str_radix(&value, 16).ok(),
+            "sequence" => sequence = value.parse().ok(),
+            _ => {}
+        }
+    }
+    if version != Some(feed::VERSION) {
+        return Err(Error::bad_request(format!("the purge feed is spoken in version {} here", feed::VERSION)));
+    }
+    let follower = decode_follower(headers).ok_or_else(|| {
+        Error::bad_request(format!("name the follower with the header {FOLLOWER}: 16 hexadecimal digits"))
+    })?;
+    let from = epoch.zip(sequence).map(|(epoch, sequence)| Position { epoch, sequence });
+    Ok(Follow { follower, from })
 }
 
 /// An answer as status, headers and body. The other half is [`decode_answer`].

@@ -20,11 +20,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kv", &[]),
     ("wire", &["kv"]),
     ("store", &["kv"]),
-    ("origin", &["kv", "store"]),
-    ("cache", &["kv", "wire"]),
+    ("purge", &["kv", "wire"]),
+    ("origin", &["kv", "purge", "store"]),
+    ("cache", &["kv", "purge", "wire"]),
     ("api", &["kv", "wire"]),
     ("config", &[]),
-    ("roles", &["kv", "wire", "store", "origin", "cache", "api", "config"]),
+    ("roles", &["kv", "wire", "store", "purge", "origin", "cache", "api", "config"]),
     ("cli", &["kv", "wire", "store", "origin", "cache", "api", "config", "roles"]),
 ];
 

@@ -263,7 +263,10 @@ mod tests {
     use super::*;
     use crate::{
         clock::ManualClock,
-        kv::{CacheStatus, Entry, Key, List, NewToken, Page, Version},
+        kv::{
+            CacheStatus, Entry, Key, List, NewToken, Page, Version,
+            feed::{Follow, Frames},
+        },
     };
 
     /// Records by key, and how often it was asked for one.
@@ -296,6 +299,10 @@ mod tests {
 
         async fn list(&self, _: NamespaceId, _: &List) -> Result<Page> {
             Ok(Page { keys: Vec::new(), cursor: None })
+        }
+
+        async fn follow(&self, _: Follow, _: Frames) -> Result<Frames> {
+            Err(Error::internal("whoever checks credentials follows nothing"))
         }
     }
 

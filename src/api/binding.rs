@@ -69,6 +69,7 @@ impl Handler for Binding {
             Route::BulkGet => (Operation::BulkGet, self.bulk_get(&head, body).await),
             Route::Write => (Operation::BulkPut, self.write_many(&head, body).await),
             Route::Control => (Operation::Control, self.control(&head, body).await),
+            Route::Feed => (Operation::Feed, self.follow(&head, body).await),
             Route::None(status) => (Operation::Other, Ok(empty(status))),
         };
         told(response.unwrap_or_else(|error| binding_response(&error)), operation)
@@ -83,6 +84,7 @@ enum Route<'a> {
     BulkGet,
     Write,
     Control,
+    Feed,
     None(StatusCode),
 }
 
@@ -93,6 +95,7 @@ fn route<'a>(method: &Method, path: &'a str) -> Route<'a> {
         ("POST", "/bulk/get") => return Route::BulkGet,
         ("POST", wire::WRITE_PATH) => return Route::Write,
         ("POST", wire::CONTROL_PATH) => return Route::Control,
+        ("POST", wire::FEED_PATH) => return Route::Feed,
         ("GET", "/" | "") => return Route::List,
         ("GET" | "PUT" | "DELETE" | "POST", _) => {}
         _ => return Route::None(StatusCode::METHOD_NOT_ALLOWED),
@@ -266,6 +269,14 @@ impl Binding {
         let request = wire::decode_control(&body)?;
         let (controlled, version) = self.backend.control(request.account, request.control).await?;
         Ok(json_response(wire::encode_controlled(controlled, version)?))
+    }
+
+    /// The purge feed: the body has the follower's pings, for as long as it follows.
+    async fn follow(&self, head: &http::request::Parts, pings: RequestBody) -> Result<Response> {
+        self.enter_tier(&head.headers).await?;
+        let follow = wire::decode_follow(&head.headers, head.uri.query().unwrap_or_default())?;
+        let chunks = self.backend.follow(follow, pings).await?;
+        Ok(Response::new(ResponseBody::Stream { length: None, chunks }))
     }
 
     /// From memory if possible, without a wait.
@@ -596,6 +607,7 @@ mod tests {
                 Route::BulkGet => "bulk get".into(),
                 Route::Write => "write".into(),
                 Route::Control => "control".into(),
+                Route::Feed => "feed".into(),
                 Route::None(status) => status.as_str().into(),
             };
             assert_eq!(found, expected, "{method} {path}");
@@ -614,6 +626,7 @@ mod tests {
         check("PATCH", "/k", "405");
         check("POST", "/kvasar/write", "write");
         check("POST", "/kvasar/control", "control");
+        check("POST", "/kvasar/feed", "feed");
     }
 
     #[test]

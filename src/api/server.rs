@@ -218,7 +218,8 @@ impl<H: Handler> Server<H> {
             ended: response.body().is_end_stream(),
             _in_flight: in_flight,
             _busy: busy,
-            _place: place.ok(),
+            // Who follows a feed does so for as long as it lives, and is no request under way; connections are bounded.
+            _place: place.ok().filter(|_| operation != Operation::Feed),
         };
         response.map(|body| Watched { body, watch })
     }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,7 +31,12 @@ pub struct Kept {
     expires_at: AtomicU64,
     /// A moment at which the state is known to have been current; only ever moves on.
     verified_at: AtomicU64,
+    /// When it was last answered to a reader, in units of [`USED_UNIT_NANOS`]; zero for never.
+    used_at: AtomicU32,
 }
+
+/// About a second: fine enough to know what is in use, and so coarse that a hot entry is not written to at each read.
+const USED_UNIT_NANOS: u64 = 1 << 30;
 
 #[derive(Debug)]
 pub enum Content {
@@ -53,7 +58,27 @@ impl Kept {
             content,
             expires_at: AtomicU64::new(expires_at.as_nanos()),
             verified_at: AtomicU64::new(verified_at.as_nanos()),
+            used_at: AtomicU32::new(0),
         }
+    }
+
+    /// Notes that a reader was answered with it.
+    pub fn used(&self, now: Moment) {
+        let unit = used_unit(now);
+        if self.used_at.load(Ordering::Relaxed) != unit {
+            self.used_at.store(unit, Ordering::Relaxed);
+        }
+    }
+
+    /// It takes the place of an entry, and is as much in use.
+    pub fn used_as(&self, replaced: &Kept) {
+        self.used_at.store(replaced.used_at.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Whether a reader was answered with it within the last `duration`, or about a second more.
+    pub fn was_used_within(&self, duration: Duration, now: Moment) -> bool {
+        let used_at = self.used_at.load(Ordering::Relaxed);
+        used_at != 0 && used_at >= used_unit(now - duration)
     }
 
     pub fn verified_at(&self) -> Moment {
@@ -66,10 +91,6 @@ impl Kept {
 
     pub fn is_present(&self) -> bool {
         matches!(self.content, Content::Present { .. })
-    }
-
-    pub fn age(&self, now: Moment) -> Duration {
-        now.since(self.verified_at())
     }
 
     pub fn is_expired(&self, now: Moment) -> bool {
@@ -90,13 +111,8 @@ impl Kept {
         Held { version: self.version, present: self.is_present() }
     }
 
-    /// Whether a demand for a version is met by the entry itself (R3).
-    pub fn covers(&self, at_least: Option<Version>) -> bool {
-        at_least.is_none_or(|version| self.version >= version)
-    }
-
-    /// The answer to a read, at this moment. An expired entry has none: the caller has looked.
-    pub fn answer(&self, read: &Read, now: Moment, status: CacheStatus) -> Answer {
+    /// The answer to a read, at this moment, of a state known to have been current `age` ago. An expired entry has none: the caller has looked.
+    pub fn answer(&self, read: &Read, age: Duration, now: Moment, status: CacheStatus) -> Answer {
         let time_left = match self.expires_at() {
             Moment::MAX => None,
             expires_at => Some(expires_at.since(now)),
@@ -119,7 +135,7 @@ impl Kept {
                 time_left,
             }),
         };
-        Answer { state, version: self.version, age: self.age(now), status }
+        Answer { state, version: self.version, age, status }
     }
 
     /// Bytes of what is kept, beside what keeping costs.
@@ -135,4 +151,9 @@ impl Kept {
             }
         }
     }
+}
+
+fn used_unit(moment: Moment) -> u32 {
+    // Wraps after a century and a third: what was used just before then counts as unused.
+    (moment.as_nanos() / USED_UNIT_NANOS) as u32
 }

@@ -9,13 +9,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::{
     cache::{
@@ -24,7 +24,7 @@ use crate::{
     },
     clock::{Clock, Moment},
     error::Error,
-    kv::{Answer, CacheStatus, Entry, State, Version},
+    kv::{Answer, CacheStatus, Entry, NamespaceId, State, Version},
 };
 
 /// What a question asks for, as it travels up.
@@ -43,8 +43,11 @@ impl Demand {
 }
 
 /// A question that is out, for those who wait for it. Its end may carry a value that still streams, and that ends with the last who waits.
+#[derive(Default)]
 pub struct Flight {
-    settled: watch::Sender<Option<Settled>>,
+    settled: OnceLock<Settled>,
+    /// Wakes who waits, in the order in which they came.
+    done: Notify,
 }
 
 /// A question that is out, as its key's shard knows it.
@@ -94,17 +97,23 @@ impl Passing {
 
 impl Flight {
     fn settle(&self, settled: Settled) {
-        // Those who went away meanwhile need no answer.
-        self.settled.send_replace(Some(settled));
+        // Only its promise settles a flight, and that once.
+        let _ = self.settled.set(settled);
+        self.done.notify_waiters();
     }
 
     /// Waits for the end of the question.
     pub async fn settled(&self) -> Settled {
-        let mut receiver = self.settled.subscribe();
-        let settled = receiver.wait_for(Option::is_some).await.ok().and_then(|settled| settled.clone());
-        settled.unwrap_or_else(|| {
-            Settled::Failed(Arc::new(Error::internal("a question to upstream ended without an answer")))
-        })
+        loop {
+            // Before the look, so that the end is not missed between it and the wait.
+            let done = self.done.notified();
+            tokio::pin!(done);
+            done.as_mut().enable();
+            if let Some(settled) = self.settled.get() {
+                return settled.clone();
+            }
+            done.await;
+        }
     }
 }
 
@@ -176,17 +185,23 @@ impl Ticket {
 
     /// Keeps a fill, unless something passed meanwhile that is newer. Answers whether it may be given to those who asked.
     pub fn fill(&self, kept: &Arc<Kept>) -> bool {
-        self.flights.keep(&self.key, kept, Some(self))
+        self.flights.keep(&self.key, kept, self)
     }
 
-    /// Whether a value of that version, which passes without being kept, may be given to those who asked.
+    /// Whether a value of that version, which passes without being kept, may be given to those who asked: it is not older than what passed since, nor
+    /// than what is held. What is older than it goes.
     pub fn passes(&self, version: Version) -> bool {
         let mut shard = self.flights.shard(&self.key);
-        let passes = version >= self.floor();
-        if passes {
-            shard.close(self);
+        let held = self.flights.memory.peek(&self.key).map(|held| held.version);
+        if version < self.floor() || held.is_some_and(|held| held > version) {
+            return false;
         }
-        passes
+        shard.close(self);
+        shard.raise_floors(&self.key, version, Some(self));
+        if held.is_some_and(|held| held < version) {
+            self.flights.memory.remove(&self.key);
+        }
+        true
     }
 
     fn floor(&self) -> Version {
@@ -215,13 +230,23 @@ impl Flights {
         {
             return Joined::Following(flight);
         }
+        let flight = Arc::new(Flight::default());
+        let ticket = self.ticket(&mut shard, key, demand, Arc::downgrade(&flight));
+        Joined::Leading(ticket, Promise(Arc::clone(&flight)), flight)
+    }
+
+    /// A write goes up that nobody can join. What it wrote is kept on its way back by the rules of a fill (F3).
+    pub fn write(self: &Arc<Self>, key: &EntryKey) -> Ticket {
+        let demand = Demand { max_age: Duration::ZERO, at_least: None };
+        self.ticket(&mut self.shard(key), key, demand, Weak::new())
+    }
+
+    fn ticket(self: &Arc<Self>, shard: &mut Shard, key: &EntryKey, demand: Demand, flight: Weak<Flight>) -> Ticket {
         shard.last_number += 1;
         let (number, floor) = (shard.last_number, Arc::new(AtomicU64::new(Version::ZERO.as_u64())));
-        let flight = Arc::new(Flight { settled: watch::Sender::new(None) });
-        let out = Out { number, demand, floor: Arc::clone(&floor), flight: Arc::downgrade(&flight), closed: false };
+        let out = Out { number, demand, floor: Arc::clone(&floor), flight, closed: false };
         shard.flights.entry(key.clone()).or_default().push(out);
-        let ticket = Ticket { flights: Arc::clone(self), key: key.clone(), number, floor };
-        Joined::Leading(ticket, Promise(Arc::clone(&flight)), flight)
+        Ticket { flights: Arc::clone(self), key: key.clone(), number, floor }
     }
 
     /// Whether any question about the key is out.
@@ -229,9 +254,35 @@ impl Flights {
         self.shard(key).flights.get(key).is_some_and(|out| out.iter().any(|out| out.open().is_some()))
     }
 
-    /// Keeps a state that a write made. Obeys the same rules as a fill.
-    pub fn keep_written(&self, key: &EntryKey, kept: &Arc<Kept>) {
-        self.keep(key, kept, None);
+    /// A purge: no older answer is kept, and what is held goes if it is older, or is replaced by the new state where that came along (F3, F5). Answers
+    /// what was dropped without a replacement.
+    pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Arc<Kept>>) -> Option<Arc<Kept>> {
+        let shard = self.shard(key);
+        shard.raise_floors(key, version, None);
+        let held = self.memory.peek(key).filter(|held| held.version < version)?;
+        match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
+            Some(pushed) => {
+                pushed.used_as(&held);
+                self.memory.insert(key.clone(), Arc::clone(pushed));
+                None
+            }
+            None => {
+                self.memory.remove(key);
+                Some(held)
+            }
+        }
+    }
+
+    /// A namespace was removed: the same for all its keys.
+    pub fn purge_namespace(&self, namespace: NamespaceId, version: Version) {
+        for shard in &self.shards {
+            let shard = shard.lock().expect("no holder of this lock can panic");
+            for key in shard.flights.keys().filter(|key| key.namespace == namespace) {
+                shard.raise_floors(key, version, None);
+            }
+        }
+        // From here on nothing older is filled in.
+        self.memory.remove_namespace(namespace, version);
     }
 
     /// A write passed whose state is not at hand: what is older goes, and no older answer is kept.
@@ -252,9 +303,9 @@ impl Flights {
     }
 
     /// Whether the state may be given to those who asked: it is not older than what passed since the question went out, nor than what is held.
-    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: Option<&Ticket>) -> bool {
+    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: &Ticket) -> bool {
         let mut shard = self.shard(key);
-        if by.is_some_and(|ticket| kept.version < ticket.floor()) {
+        if kept.version < by.floor() {
             return false;
         }
         if let Some(held) = self.memory.peek(key) {
@@ -265,12 +316,12 @@ impl Flights {
             }
             if held.version == kept.version && held.is_present() == kept.is_present() {
                 held.renew(kept.verified_at(), Some(kept.expires_at()));
-                by.inspect(|ticket| shard.close(ticket));
+                shard.close(by);
                 return true;
             }
         }
-        by.inspect(|ticket| shard.close(ticket));
-        shard.raise_floors(key, kept.version, by);
+        shard.close(by);
+        shard.raise_floors(key, kept.version, Some(by));
         if kept.length() as u64 <= self.memory.value_bytes_max() {
             self.memory.insert(key.clone(), Arc::clone(kept));
         } else {
@@ -288,7 +339,7 @@ impl Flights {
 
 impl Flight {
     fn is_open(&self) -> bool {
-        self.settled.borrow().is_none()
+        self.settled.get().is_none()
     }
 }
 
@@ -405,12 +456,12 @@ mod tests {
             let content = Content::Present { value, metadata: None, expiration: None };
             Arc::new(Kept::new(Version::from_u64(version), content, Moment::MAX, Moment::ZERO))
         };
-        flights.keep_written(&key, &present(5));
-        flights.keep_written(&key, &absent(5));
-        flights.keep_written(&key, &present(5));
+        flights.write(&key).fill(&present(5));
+        flights.write(&key).fill(&absent(5));
+        flights.write(&key).fill(&present(5));
         assert!(!flights.memory().get(&key).unwrap().is_present());
-        flights.keep_written(&key, &present(6));
-        flights.keep_written(&key, &absent(5));
+        flights.write(&key).fill(&present(6));
+        flights.write(&key).fill(&absent(5));
         assert!(flights.memory().get(&key).unwrap().is_present());
     }
 }

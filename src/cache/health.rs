@@ -94,14 +94,18 @@ impl Health {
             }
             // An error of our own side says nothing of upstream.
             Err(error) if !error.answered => {}
-            _ => {
-                self.answered_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
-                if self.down_until.load(Ordering::Acquire) != 0 && self.down_until.swap(0, Ordering::AcqRel) != 0 {
-                    let until = now + RECOVERY;
-                    self.recovering_until.store(until.as_nanos(), Ordering::Release);
-                    tracing::info!(upstream = self.upstream, "upstream answers again");
-                }
-            }
+            _ => self.heard(),
+        }
+    }
+
+    /// Upstream said something, in an answer or in its feed.
+    pub fn heard(&self) {
+        let now = self.clock.now();
+        self.answered_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
+        if self.down_until.load(Ordering::Acquire) != 0 && self.down_until.swap(0, Ordering::AcqRel) != 0 {
+            let until = now + RECOVERY;
+            self.recovering_until.store(until.as_nanos(), Ordering::Release);
+            tracing::info!(upstream = self.upstream, "upstream answers again");
         }
     }
 }

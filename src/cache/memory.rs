@@ -13,7 +13,7 @@ use quick_cache::{
 use crate::{
     cache::entry::{EntryKey, Kept},
     clock::Clock,
-    kv::NamespaceId,
+    kv::{NamespaceId, Version},
 };
 
 pub struct Memory {
@@ -94,6 +94,11 @@ impl Memory {
         } else {
             self.data.remove(key);
         }
+    }
+
+    /// Drops what is older than a namespace's removal. Looks through all that is held: namespaces are seldom removed.
+    pub fn remove_namespace(&self, namespace: NamespaceId, version: Version) {
+        self.data.retain(|key, kept| key.namespace != namespace || kept.version >= version);
     }
 
     pub fn entries(&self) -> usize {

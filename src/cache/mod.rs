@@ -1,11 +1,14 @@
 //! Tiers: edge, regional and central are three instances of one [`Tier`].
 //!
 //! `tier.rs` is the walk of a read and of a write; `entry.rs` what is kept, `memory.rs` where, `flight.rs` the order of all that changes it;
-//! `remote.rs` asks a tier on another machine, over the connections that `dial.rs` makes.
+//! `follow.rs` applies the purge feed, `coverage.rs` knows what that proves; `remote.rs` asks a tier on another machine, over the connections
+//! that `dial.rs` makes.
 
+mod coverage;
 pub mod dial;
 pub mod entry;
 pub mod flight;
+mod follow;
 pub mod health;
 pub mod memory;
 pub mod remote;

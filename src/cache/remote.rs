@@ -31,6 +31,7 @@ use crate::{
     kv::{
         AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
         ValueStream, Version, Writer, Written,
+        feed::{Follow, Frames},
     },
     metrics::{TierMetrics, UpstreamOutcome},
     wire::{self, Body, ControlRequest},
@@ -228,6 +229,22 @@ impl Source for Remote {
         let query = list_query(list);
         let request = self.request(Method::GET, &format!("/?{}", query), Some(namespace), Body::empty())?;
         wire::decode_page(&self.ask_whole(request).await?)
+    }
+
+    /// On a connection of its own, which no value delays, and beside the places for requests.
+    async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames> {
+        let (path, headers) = wire::encode_follow(follow);
+        let body = Body::Stream { length: None, chunks: pings };
+        let mut request = self.request(Method::POST, &path, None, body)?;
+        request.headers_mut().extend(headers);
+        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let address = self.address.clone();
+        let frames = response.into_body().into_data_stream().map(move |piece| {
+            piece.map_err(|e| {
+                Error::new(Kind::Unreachable, format!("the purge feed of {address} broke off")).with_source(e)
+            })
+        });
+        Ok(frames.boxed())
     }
 }
 

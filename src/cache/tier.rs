@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     cache::{
+        coverage::{Coverage, Seen},
         entry::{Content, EntryKey, Kept, KeptValue},
         flight::{Demand, Flights, Joined, Passing, Promise, Settled, Ticket},
         health::Health,
@@ -21,8 +22,12 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, Backend, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
-        Read, Source, State, Value, ValueStream, Version, Writer, Written, reserved,
+        Read, Source, State, Value, ValueStream, Version, Writer, Written,
+        feed::{Follow, FollowerId, Frames},
+        reserved,
     },
+    limits,
+    purge::feed::{Feed, FeedSettings},
 };
 
 /// What an operator may set of a tier; `config.rs` says what each does.
@@ -36,6 +41,10 @@ pub struct TierSettings {
     /// How long a read that could be answered stale waits for something better.
     pub stale_after: Duration,
     pub refills: usize,
+    /// How often the tier pings the feed that it follows (F9).
+    pub feed_interval: Duration,
+    /// Of the feed that it sends.
+    pub feed: FeedSettings,
 }
 
 /// Cheap to clone; all clones are the one tier.
@@ -46,6 +55,11 @@ struct Shared {
     clock: Arc<dyn Clock>,
     upstream: Arc<dyn Backend>,
     flights: Arc<Flights>,
+    coverage: Coverage,
+    /// What this tier tells those who follow it.
+    feed: Feed,
+    /// As which it asks and follows upstream.
+    follower: FollowerId,
     health: Health,
     /// Background revalidations under way; while upstream recovers, all questions.
     refills: Arc<Semaphore>,
@@ -64,23 +78,34 @@ const ATTEMPTS: usize = 4;
 const COLLECT_BYTES_MAX: u64 = 1 << 20;
 /// While upstream recovers, one in so many hits that would revalidate does.
 const RECOVERY_SPARING: u64 = 8;
+/// What was read within this time is asked for again when a purge took it away.
+const USED_LATELY: Duration = Duration::from_secs(60);
+/// Over which time all the locations that do so spread their questions.
+const REFETCH_SPREAD: Duration = Duration::from_millis(50);
 
 #[async_trait]
 impl Source for Tier {
     fn held(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Option<Answer> {
+        if let Some(asker) = read.asker {
+            self.0.feed.note(asker, namespace, key);
+        }
         let key = EntryKey { namespace, key: key.clone() };
+        // Before the look: see `coverage.rs`.
+        let seen = self.0.coverage.seen();
         let now = self.0.clock.now();
         let kept = self.look(&key, now)?;
-        let age = kept.age(now);
-        if age <= read.max_age && !read.max_age.is_zero() && kept.covers(read.at_least) {
+        let age = seen.age(&kept, now);
+        if age <= read.max_age && !read.max_age.is_zero() && seen.covers(&kept, read.at_least) {
+            kept.used(now);
             if age > refresh_after(&kept, read.max_age) {
                 self.refresh(&key, read);
             }
-            return Some(kept.answer(read, now, CacheStatus::Hit));
+            return Some(kept.answer(read, age, now, CacheStatus::Hit));
         }
-        if self.0.health.is_down() && self.may_be_stale(&kept, read, now) {
+        if self.0.health.is_down() && self.may_be_stale(&seen, &kept, read, now) {
+            kept.used(now);
             self.refresh(&key, read);
-            return Some(kept.answer(read, now, CacheStatus::Stale));
+            return Some(kept.answer(read, age, now, CacheStatus::Stale));
         }
         None
     }
@@ -121,7 +146,12 @@ impl Source for Tier {
                     demand.max_age = Duration::ZERO;
                     continue;
                 }
-                Settled::Shared { kept, status } => (kept.answer(read, now, status), kept.age(now)),
+                // By its own proof: it may have been purged since it was filled in, and then the feed says nothing of it.
+                Settled::Shared { kept, status } => {
+                    kept.used(now);
+                    let age = now.since(kept.verified_at());
+                    (kept.answer(read, age, now, status), age)
+                }
             };
             if age <= read.max_age || latest || answer.status == CacheStatus::Stale {
                 return Ok(answer);
@@ -139,6 +169,10 @@ impl Source for Tier {
         self.0.health.observe(sent_at, &page);
         page.map_err(answered_below)
     }
+
+    async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames> {
+        Ok(self.0.feed.follow(follow, pings))
+    }
 }
 
 #[async_trait]
@@ -147,10 +181,11 @@ impl Writer for Tier {
         self.0.health.check()?;
         let sent_at = self.0.clock.now();
         let (change, copy) = self.copying(change);
+        let ticket = self.0.flights.write(&EntryKey { namespace, key: key.clone() });
         let written = self.0.upstream.write(namespace, key, change).await;
         self.0.health.observe(sent_at, &written);
         let written = written.map_err(answered_below)?;
-        self.keep_written(EntryKey { namespace, key: key.clone() }, &written, copy, sent_at);
+        self.keep_written(&ticket, &written, copy, sent_at);
         Ok(written)
     }
 
@@ -161,7 +196,7 @@ impl Writer for Tier {
         let mut changes = Vec::with_capacity(writes.len());
         for (key, change) in writes {
             let (change, copy) = self.copying(change);
-            copies.push((key.clone(), copy));
+            copies.push((self.0.flights.write(&EntryKey { namespace, key: key.clone() }), copy));
             changes.push((key, change));
         }
         let outcomes = self.0.upstream.write_many(namespace, changes).await;
@@ -170,9 +205,9 @@ impl Writer for Tier {
         if outcomes.len() != copies.len() {
             return Err(Error::internal(format!("upstream answered {} of {} writes", outcomes.len(), copies.len())));
         }
-        for ((key, copy), outcome) in copies.into_iter().zip(&outcomes) {
+        for ((ticket, copy), outcome) in copies.into_iter().zip(&outcomes) {
             if let Ok(written) = outcome {
-                self.keep_written(EntryKey { namespace, key }, written, copy, sent_at);
+                self.keep_written(&ticket, written, copy, sent_at);
             }
         }
         Ok(outcomes)
@@ -213,6 +248,9 @@ impl Tier {
             health: Health::new(Arc::clone(&clock), upstream_name, settings.upstream_deadline),
             refills: Arc::new(Semaphore::new(settings.refills)),
             copies: CopyBudget::new(settings.cache_bytes / 8),
+            coverage: Coverage::new(),
+            feed: Feed::new(Arc::clone(&clock), &settings.feed, None),
+            follower: FollowerId(clock.random()),
             clock,
             upstream,
             settings,
@@ -227,6 +265,45 @@ impl Tier {
         self.0.flights.memory()
     }
 
+    /// What this tier tells those who follow it.
+    pub fn feed(&self) -> &Feed {
+        &self.0.feed
+    }
+
+    /// How long ago everything that is held and covered was current, once the feed has proven that.
+    pub fn feed_age(&self) -> Option<Duration> {
+        let (watermark, _) = self.0.coverage.watermark()?;
+        Some(self.0.clock.now().since(watermark))
+    }
+
+    pub(super) fn settings(&self) -> &TierSettings {
+        &self.0.settings
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    pub(super) fn upstream(&self) -> &dyn Backend {
+        &*self.0.upstream
+    }
+
+    pub(super) fn flights(&self) -> &Flights {
+        &self.0.flights
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.0.health
+    }
+
+    pub(super) fn coverage(&self) -> &Coverage {
+        &self.0.coverage
+    }
+
+    pub(super) fn follower(&self) -> FollowerId {
+        self.0.follower
+    }
+
     /// What is held of a key and has not expired (P2).
     fn look(&self, key: &EntryKey, now: Moment) -> Option<Arc<Kept>> {
         let kept = self.memory().get(key)?;
@@ -238,15 +315,19 @@ impl Tier {
     }
 
     /// Whether an entry may be answered although it is too old (R5).
-    fn may_be_stale(&self, kept: &Kept, read: &Read, now: Moment) -> bool {
-        !read.max_age.is_zero() && kept.covers(read.at_least) && kept.age(now) <= self.0.settings.stale_if_unreachable
+    fn may_be_stale(&self, seen: &Seen<'_>, kept: &Kept, read: &Read, now: Moment) -> bool {
+        !read.max_age.is_zero()
+            && seen.covers(kept, read.at_least)
+            && seen.age(kept, now) <= self.0.settings.stale_if_unreachable
     }
 
     /// The marked answer for when upstream has none (R5).
     fn stale(&self, key: &EntryKey, read: &Read) -> Option<Answer> {
+        let seen = self.0.coverage.seen();
         let now = self.0.clock.now();
-        let kept = self.look(key, now).filter(|kept| self.may_be_stale(kept, read, now))?;
-        Some(kept.answer(read, now, CacheStatus::Stale))
+        let kept = self.look(key, now).filter(|kept| self.may_be_stale(&seen, kept, read, now))?;
+        kept.used(now);
+        Some(kept.answer(read, seen.age(&kept, now), now, CacheStatus::Stale))
     }
 
     /// Joins or starts a question, and waits for its end; `None` when something stale may be answered sooner.
@@ -263,8 +344,9 @@ impl Tier {
                 flight
             }
         };
+        let seen = self.0.coverage.seen();
         let now = self.0.clock.now();
-        if self.look(key, now).is_some_and(|kept| self.may_be_stale(&kept, read, now)) {
+        if self.look(key, now).is_some_and(|kept| self.may_be_stale(&seen, &kept, read, now)) {
             return clock::within(&*self.0.clock, self.0.settings.stale_after, flight.settled()).await.ok();
         }
         Some(flight.settled().await)
@@ -284,6 +366,29 @@ impl Tier {
         if let Joined::Leading(ticket, promise, _) = shared.flights.join(key, demand, false) {
             tokio::spawn(self.clone().fly(ticket, promise, demand, Some(place)));
         }
+    }
+
+    /// Asks for a state anew that a purge took away, if readers have use for it: once, in the background, and not all locations in the same moment.
+    pub(super) fn refetch(&self, key: &EntryKey, version: Version, dropped: &Kept) {
+        let shared = &self.0;
+        if !dropped.was_used_within(USED_LATELY, shared.clock.now()) {
+            return;
+        }
+        // Without a place nothing waits, either: the next reader asks.
+        let Ok(place) = Arc::clone(&shared.refills).try_acquire_owned() else { return };
+        let (tier, key) = (self.clone(), key.clone());
+        tokio::spawn(async move {
+            let shared = &tier.0;
+            let spread = u64::try_from(REFETCH_SPREAD.as_nanos()).unwrap_or(u64::MAX);
+            shared.clock.sleep(Duration::from_nanos(shared.clock.random() % spread)).await;
+            if shared.flights.is_asking(&key) || tier.memory().peek(&key).is_some() || !shared.health.may_ask() {
+                return;
+            }
+            let demand = Demand { max_age: limits::CACHE_TTL_DEFAULT / UPSTREAM_SHARE, at_least: Some(version) };
+            if let Joined::Leading(ticket, promise, _) = shared.flights.join(&key, demand, false) {
+                tier.clone().fly(ticket, promise, demand, Some(place)).await;
+            }
+        });
     }
 
     /// Asks upstream until there is an answer that nothing overtook, within the deadline, and keeps the promise.
@@ -324,7 +429,9 @@ impl Tier {
         for _ in 0..ATTEMPTS {
             let EntryKey { namespace, key } = ticket.key().clone();
             let held = self.look(ticket.key(), shared.clock.now());
-            let read = Read { max_age, at_least: demand.at_least, held: held.as_deref().map(Kept::held) };
+            let held_state = held.as_deref().map(Kept::held);
+            let asker = Some(shared.follower);
+            let read = Read { max_age, at_least: demand.at_least, held: held_state, asker };
             // P1: an answer is dated from before the question.
             let sent_at = shared.clock.now();
             let answer = shared.upstream.get(namespace, &key, &read).await;
@@ -459,7 +566,7 @@ impl Tier {
     }
 
     /// The location that wrote reads its own write at once (R6): it keeps the state, or, when that was too large, the floor.
-    fn keep_written(&self, key: EntryKey, written: &Written, copy: WrittenCopy, sent_at: Moment) {
+    fn keep_written(&self, ticket: &Ticket, written: &Written, copy: WrittenCopy, sent_at: Moment) {
         // The write took effect after the last of it was sent; so from there its state's age and time left can be dated.
         let (content, sent_at) = match copy {
             WrittenCopy::Absent => (Some(Content::Absent), sent_at),
@@ -477,9 +584,10 @@ impl Tier {
         match content {
             Some(content) => {
                 let expires_at = written.time_left.map_or(Moment::MAX, |left| sent_at + left);
-                self.0.flights.keep_written(&key, &Arc::new(Kept::new(written.version, content, expires_at, sent_at)));
+                // Unless something newer passed meanwhile.
+                ticket.fill(&Arc::new(Kept::new(written.version, content, expires_at, sent_at)));
             }
-            None => self.0.flights.raise_floor(&key, written.version),
+            None => self.0.flights.raise_floor(ticket.key(), written.version),
         }
     }
 }

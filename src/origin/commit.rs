@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    announce::Announcer,
     control::Namespaces,
     values::{Body, Upload, Values},
     versions::{Time, VersionClock},
@@ -27,7 +28,10 @@ use super::{
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    kv::{Key, NamespaceId, Version},
+    kv::{
+        Key, NamespaceId, Version,
+        feed::{Item, Purge, Pushed},
+    },
     metrics::OriginMetrics,
     store::{
         Batch, Durability, Store, Table,
@@ -102,6 +106,7 @@ pub(super) struct Parts {
     pub(super) values: Arc<Values>,
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) failure: Arc<Failure>,
+    pub(super) announcer: Announcer,
     pub(super) metrics: OriginMetrics,
     pub(super) origin: u8,
     /// The last version that the store has.
@@ -209,6 +214,8 @@ struct Draft {
     uploads: Vec<Upload>,
     leaves_garbage: bool,
     writes: u64,
+    /// What the changes tell the tiers, in their order.
+    items: Vec<Item>,
 }
 
 /// What of an entry matters to the change that takes its place.
@@ -298,23 +305,27 @@ impl Task {
             return Ok(outcomes);
         }
         let started = self.parts.clock.now();
-        let batch = std::mem::take(&mut draft.batch);
+        let mut batch = std::mem::take(&mut draft.batch);
+        if !draft.items.is_empty() {
+            self.parts.announcer.begin(&draft.items, &mut batch);
+        }
         if let Err(error) = self.parts.store.commit(batch, Durability::Synced).await {
             // Before the draft drops its uploads: nobody may reclaim what this batch may yet turn out to name.
             self.parts.failure.fail(&error);
             return Err(Error::internal("the write failed, because the store could not commit it").with_source(error));
         }
         self.parts.metrics.committed(draft.writes, self.parts.clock.now().since(started));
-        self.took_effect(&draft);
+        self.took_effect(draft);
         Ok(outcomes)
     }
 
     /// What a batch on disk means to everybody else. It runs after the commit and before any acknowledgement.
-    fn took_effect(&self, draft: &Draft) {
+    fn took_effect(&self, draft: Draft) {
         for effect in &draft.effects {
             self.parts.namespaces.apply(*effect);
         }
         if let Some(last) = draft.last {
+            self.parts.announcer.publish(draft.items, last, &self.parts.time);
             self.committed.store(last.as_u64(), Ordering::Release);
         }
         if draft.leaves_garbage {
@@ -358,6 +369,8 @@ impl Task {
                 self.parts.namespaces.check(namespace)?;
                 draft.clear(namespace, &key, replaced);
                 let version = self.mint(draft);
+                let state = self.parts.announcer.pushed(&body, metadata.as_ref(), expiration);
+                draft.items.push(Item::Purge(Purge { namespace, key: key.clone(), version, state }));
                 let (length, place) = draft.place(body);
                 draft.put(namespace, &key, row, &Record { version, expiration, metadata, length, place });
                 Ok(version)
@@ -370,7 +383,9 @@ impl Task {
                 draft.clear(namespace, &key, replaced);
                 draft.remove(row, replaced);
                 // A missing key's deletion is a write as well: its version is above whatever anybody holds of the key.
-                Ok(self.mint(draft))
+                let version = self.mint(draft);
+                draft.items.push(Item::Purge(Purge { namespace, key, version, state: Some(Pushed::Absent) }));
+                Ok(version)
             }
             Action::Expire { expiration } => {
                 let due = expiration <= self.parts.time.seconds();
@@ -452,6 +467,8 @@ impl Draft {
                 self.batch.put(Table::Reclaim, Reclaim::Namespace(namespace).row(), Bytes::new());
                 self.removed_namespaces.insert(namespace);
                 self.leaves_garbage = true;
+                // With its record's deletion, which has a version.
+                self.items.extend(self.last.map(|version| Item::Namespace { namespace, version }));
             }
             Effect::Reclaimed(namespace) => self.batch.remove(Table::Reclaim, Reclaim::Namespace(namespace).row()),
         }

@@ -1,11 +1,12 @@
 //! The one place that decides order: it checks, numbers and commits writes, and answers reads from the store.
 //!
-//! A write goes from here through `values.rs` (its bytes) to `commit.rs` (its version, the disk). A read looks at one record and, for a larger
+//! A write goes from here through `values.rs` (its bytes) to `commit.rs` (its version, the disk) and `announce.rs` (what tiers are told). A read looks at one record and, for a larger
 //! value, at its chunks. `expire.rs` and `reclaim.rs` tidy up behind both; `control.rs` decides what exists.
 //!
 //! Promises: an acknowledged write is on disk; versions rise; an expired entry is never answered; a reader sees the value of one write, whole.
 //! Does not cache, and does not ask who is asking.
 
+mod announce;
 mod commit;
 mod control;
 mod expire;
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    announce::Announcer,
     commit::{Action, Committer, Failure, Parts},
     control::{Namespaces, Registry},
     expire::Sweeper,
@@ -40,8 +42,11 @@ use crate::{
     kv::{
         Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
         Read, Source, State, Value, Version, Writer, Written,
+        feed::{Follow, Frames},
     },
+    limits,
     metrics::OriginMetrics,
+    purge::feed::{Feed, FeedSettings},
     store::{
         Batch, Durability, Store, Table,
         keys::{self, Place, Record, meta},
@@ -54,11 +59,20 @@ pub struct OriginSettings {
     pub namespaces_per_account: usize,
     /// Puts that a key takes in a second; `None` is no limit. Deletions are never refused.
     pub writes_per_key_per_second: Option<u32>,
+    /// Longest state, value and metadata together, that travels inside its purge.
+    pub push_bytes_max: usize,
+    pub feed: FeedSettings,
 }
 
 impl Default for OriginSettings {
     fn default() -> OriginSettings {
-        OriginSettings { id: 0, namespaces_per_account: 1000, writes_per_key_per_second: None }
+        OriginSettings {
+            id: 0,
+            namespaces_per_account: 1000,
+            writes_per_key_per_second: None,
+            push_bytes_max: limits::PUSH_BYTES_DEFAULT,
+            feed: FeedSettings::default(),
+        }
     }
 }
 
@@ -77,6 +91,7 @@ struct Core {
     lister: Lister,
     registry: Registry,
     rate: Option<WriteRate>,
+    feed: Feed,
 }
 
 /// How often a read may find that its value was overwritten and reclaimed between two looks, before it gives up.
@@ -95,6 +110,9 @@ impl Origin {
         let failure = Arc::new(Failure::new(metrics.clone()));
         let time = Arc::new(Time::new(Arc::clone(&clock), found.last_version));
         let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts);
+        let OriginSettings { push_bytes_max, feed, .. } = settings;
+        let announcer = Announcer::load(&*store, Arc::clone(&clock), feed, push_bytes_max, found.last_version).await?;
+        let feed = announcer.feed().clone();
         let parts = Parts {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
@@ -102,6 +120,7 @@ impl Origin {
             values: Arc::clone(&values),
             namespaces: Arc::clone(&namespaces),
             failure,
+            announcer,
             metrics,
             origin: settings.id,
             last: found.last_version,
@@ -138,14 +157,20 @@ impl Origin {
         };
         let rate = settings.writes_per_key_per_second.map(|limit| WriteRate::new(clock, limit));
         tracing::info!(last_version = %found.last_version, starts = found.starts, "the origin has started");
-        let core = Core { store, time, values, namespaces, committer, lister, registry, rate };
+        let core = Core { store, time, values, namespaces, committer, lister, registry, rate, feed };
         Ok(Arc::new(Origin { core: Arc::new(core), stop, tasks }))
     }
 
     /// Takes no more writes, finishes those handed in, syncs the store and ends the background tasks.
     pub async fn close(&self) {
+        self.core.feed.close();
         self.stop.cancel();
         self.tasks.wait().await;
+    }
+
+    /// What the origin tells those who follow it.
+    pub fn feed(&self) -> &Feed {
+        &self.core.feed
     }
 
     /// Sees to it that an account exists, with this name.
@@ -236,12 +261,19 @@ impl Source for Origin {
     }
 
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
+        if let Some(asker) = read.asker {
+            self.core.feed.note(asker, namespace, key);
+        }
         self.core.get(namespace, key, read).await
     }
 
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
         self.core.namespaces.check(namespace)?;
         self.core.lister.list(namespace, list).await
+    }
+
+    async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames> {
+        Ok(self.core.feed.follow(follow, pings))
     }
 }
 

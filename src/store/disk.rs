@@ -226,7 +226,7 @@ fn options(table: Table) -> KeyspaceCreateOptions {
         Table::Chunk => options
             .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(2)))
             .with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN))),
-        Table::Expiry | Table::Reclaim | Table::Meta => options,
+        Table::Expiry | Table::Reclaim | Table::Meta | Table::Purge => options,
     }
 }
 

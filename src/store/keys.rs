@@ -240,6 +240,86 @@ pub fn decode_chunks(key: &[u8], value: &[u8]) -> Result<u32> {
         .ok_or_else(|| garbled("a value to reclaim", key))
 }
 
+/// **Purge**: one per commit that changed something, for as long as the purge log goes back.
+///
+/// Key: number of its first item (8 bytes). Value: format (1 byte, 1), epoch of the process that committed (8), then the items in order: kind (1),
+/// namespace (16), version (8), and for kind 1, a key's change, length of the key (2) and key; kind 2 is a namespace's removal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purges {
+    pub epoch: u64,
+    pub items: Vec<PurgeItem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PurgeItem {
+    Key { namespace: NamespaceId, key: Key, version: Version },
+    Namespace { namespace: NamespaceId, version: Version },
+}
+
+const PURGES_FORMAT: u8 = 1;
+const PURGE_KEY: u8 = 1;
+const PURGE_NAMESPACE: u8 = 2;
+
+impl Purges {
+    pub fn row(first: u64) -> Bytes {
+        encode_number(first)
+    }
+
+    pub fn encode(&self) -> Bytes {
+        let mut row = BytesMut::with_capacity(9 + self.items.len() * 64);
+        row.put_u8(PURGES_FORMAT);
+        row.put_u64(self.epoch);
+        for item in &self.items {
+            let (kind, namespace, version) = match item {
+                PurgeItem::Key { namespace, version, .. } => (PURGE_KEY, namespace, version),
+                PurgeItem::Namespace { namespace, version } => (PURGE_NAMESPACE, namespace, version),
+            };
+            row.put_u8(kind);
+            row.put_slice(&namespace.to_bytes());
+            row.put_u64(version.as_u64());
+            if let PurgeItem::Key { key, .. } = item {
+                row.put_u16(u16::try_from(key.as_bytes().len()).expect("a key has at most 512 bytes"));
+                row.put_slice(key.as_bytes());
+            }
+        }
+        row.freeze()
+    }
+
+    /// Reads the value of the row `key`.
+    pub fn decode(key: &[u8], value: &Bytes) -> Result<Purges> {
+        Purges::decode_parts(value).ok_or_else(|| garbled("a part of the purge log", key))
+    }
+
+    fn decode_parts(row: &Bytes) -> Option<Purges> {
+        let mut rest = &row[..];
+        if take::<1>(&mut rest)? != [PURGES_FORMAT] {
+            return None;
+        }
+        let epoch = u64::from_be_bytes(take(&mut rest)?);
+        let mut items = Vec::new();
+        while !rest.is_empty() {
+            let [kind] = take::<1>(&mut rest)?;
+            let namespace = NamespaceId::from_bytes(take(&mut rest)?);
+            let version = u64::from_be_bytes(take(&mut rest)?);
+            if version >> 63 != 0 {
+                return None;
+            }
+            let version = Version::from_u64(version);
+            items.push(match kind {
+                PURGE_KEY => {
+                    let length = u16::from_be_bytes(take(&mut rest)?);
+                    let (key, after) = rest.split_at_checked(length.into())?;
+                    rest = after;
+                    PurgeItem::Key { namespace, key: Key::new(row.slice_ref(key)).ok()?, version }
+                }
+                PURGE_NAMESPACE => PurgeItem::Namespace { namespace, version },
+                _ => return None,
+            });
+        }
+        Some(Purges { epoch, items })
+    }
+}
+
 /// **Meta**: one row per fact about the store, under its name.
 ///
 /// `last-version`: the highest version in the store (8 bytes), put with every batch that mints one.
@@ -297,6 +377,16 @@ mod tests {
         proptest::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
     }
 
+    fn purge_item() -> impl Strategy<Value = PurgeItem> {
+        (any::<u128>(), 0u64..1 << 63, proptest::option::of("[a-z]{1,20}")).prop_map(|(namespace, version, key)| {
+            let (namespace, version) = (NamespaceId::from_u128(namespace), Version::from_u64(version));
+            match key {
+                Some(key) => PurgeItem::Key { namespace, key: Key::new(key).expect("letters make a key"), version },
+                None => PurgeItem::Namespace { namespace, version },
+            }
+        })
+    }
+
     fn record() -> impl Strategy<Value = Record> {
         let place = prop_oneof![
             bytes(600).prop_map(|value| (value.len() as u64, Place::Inline(value))),
@@ -349,8 +439,15 @@ mod tests {
         }
 
         #[test]
+        fn the_purge_log_survives_its_rows(epoch: u64, items in proptest::collection::vec(purge_item(), 0..5)) {
+            let purges = Purges { epoch, items };
+            prop_assert_eq!(Purges::decode(b"k", &purges.encode()).unwrap(), purges);
+        }
+
+        #[test]
         fn no_bytes_make_a_decoder_panic(row in bytes(80)) {
             let errors = [
+                Purges::decode(&row, &row).err(),
                 Record::decode(&row, &row).err(),
                 parse_entry(&row).err(),
                 parse_expiry(&row).err(),

@@ -28,10 +28,12 @@ pub enum Table {
     Reclaim,
     /// A handful of facts about the store itself.
     Meta,
+    /// The purge log: what the last commits changed.
+    Purge,
 }
 
 impl Table {
-    pub const ALL: [Table; 5] = [Table::Entry, Table::Chunk, Table::Expiry, Table::Reclaim, Table::Meta];
+    pub const ALL: [Table; 6] = [Table::Entry, Table::Chunk, Table::Expiry, Table::Reclaim, Table::Meta, Table::Purge];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -40,6 +42,7 @@ impl Table {
             Table::Expiry => "expiry",
             Table::Reclaim => "reclaim",
             Table::Meta => "meta",
+            Table::Purge => "purge",
         }
     }
 }

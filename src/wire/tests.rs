@@ -116,11 +116,23 @@ proptest! {
     }
 
     #[test]
-    fn a_read_survives_the_wire(max_age in milliseconds(), at_least in option::of(version()), held in option::of((version(), any::<bool>()))) {
-        let read = Read { max_age, at_least, held: held.map(|(version, present)| Held { version, present }) };
+    fn a_read_survives_the_wire(max_age in milliseconds(), at_least in option::of(version()), held in option::of((version(), any::<bool>())), asker: Option<u64>) {
+        let held = held.map(|(version, present)| Held { version, present });
+        let read = Read { max_age, at_least, held, asker: asker.map(FollowerId) };
         let mut headers = HeaderMap::new();
         encode_read(&read, &mut headers);
         prop_assert_eq!(decode_read(&headers, Duration::MAX).unwrap(), read);
+    }
+
+    #[test]
+    fn a_wish_to_follow_survives_the_wire(follower: u64, from: Option<(u64, u64)>) {
+        let from = from.map(|(epoch, sequence)| Position { epoch, sequence });
+        let follow = Follow { follower: FollowerId(follower), from };
+        let (path, headers) = encode_follow(follow);
+        let (_, query) = path.split_once('?').unwrap();
+        prop_assert_eq!(decode_follow(&headers, query).unwrap(), follow);
+        prop_assert!(decode_follow(&headers, &query.replace("version=1", "version=2")).is_err());
+        prop_assert!(decode_follow(&HeaderMap::new(), query).is_err());
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::{
     kv::{
         Account, AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, NewToken, Page, Read, Rights,
         Source, Version, Writer, Written,
+        feed::{Follow, Frames},
     },
     metrics::Metrics,
     origin::{Origin, OriginSettings},
@@ -275,6 +276,10 @@ impl Source for Faulty {
 
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
         self.origin.list(namespace, list).await
+    }
+
+    async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames> {
+        self.origin.follow(follow, pings).await
     }
 }
 

@@ -1,5 +1,8 @@
 //! The tier's rules, each as a claim, against an upstream that does as it is told on a clock that stands still.
 
+mod feed;
+mod upstream;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -11,157 +14,13 @@ use std::{
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
+use self::upstream::Upstream;
 use super::*;
 use crate::{clock::ManualClock, limits::CHUNK_BYTES};
 
 const NAMESPACE: NamespaceId = NamespaceId::from_u128(7);
 const TRIP: Duration = Duration::from_millis(80);
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A key's last write: its version, its value unless it deleted, and when it expires.
-type LastWrite = (Version, Option<Bytes>, Option<Moment>);
-
-/// An origin that is always current, a trip away, and can be held up, stopped or made to fail.
-struct Upstream {
-    clock: Arc<ManualClock>,
-    states: Mutex<HashMap<Key, LastWrite>>,
-    last: AtomicU64,
-    questions: Mutex<Vec<Read>>,
-    /// How old its answers are.
-    age: Mutex<Duration>,
-    failure: Mutex<Option<Kind>>,
-    /// Questions wait here, after they have been answered in substance, while it is set.
-    held_up: Mutex<Option<Arc<Notify>>>,
-    waiting: AtomicUsize,
-    streaming: Mutex<bool>,
-    /// Held by each value that is on its way.
-    streams: Arc<()>,
-}
-
-impl Upstream {
-    fn new(clock: &Arc<ManualClock>) -> Arc<Upstream> {
-        Arc::new(Upstream {
-            clock: Arc::clone(clock),
-            states: Mutex::default(),
-            last: AtomicU64::new(100),
-            questions: Mutex::default(),
-            age: Mutex::default(),
-            failure: Mutex::default(),
-            held_up: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-            streaming: Mutex::default(),
-            streams: Arc::default(),
-        })
-    }
-
-    fn set(&self, key: &Key, value: Option<&[u8]>, left: Option<Duration>) -> Version {
-        let version = Version::from_u64(self.last.fetch_add(1, Ordering::SeqCst) + 1);
-        let expires_at = left.map(|left| self.clock.now() + left);
-        self.states.lock().unwrap().insert(key.clone(), (version, value.map(Bytes::copy_from_slice), expires_at));
-        version
-    }
-
-    fn asked(&self) -> usize {
-        self.questions.lock().unwrap().len()
-    }
-
-    fn fail(&self, kind: Option<Kind>) {
-        *self.failure.lock().unwrap() = kind;
-    }
-
-    fn hold_up(&self) -> Arc<Notify> {
-        let notify = Arc::new(Notify::new());
-        *self.held_up.lock().unwrap() = Some(Arc::clone(&notify));
-        notify
-    }
-
-    fn failure(&self) -> Result<()> {
-        match *self.failure.lock().unwrap() {
-            Some(kind) => Err(Error::new(kind, "told to fail")),
-            None => Ok(()),
-        }
-    }
-
-    fn now(&self, key: &Key, read: &Read) -> Answer {
-        let safe = Version::from_u64(self.last.load(Ordering::SeqCst));
-        let age = *self.age.lock().unwrap();
-        let state = self.states.lock().unwrap().get(key).cloned();
-        let (state, version) = match state {
-            Some((version, Some(value), expires_at)) if expires_at.is_none_or(|at| at > self.clock.now()) => {
-                let time_left = expires_at.map(|at| at.since(self.clock.now()));
-                if read.held.is_some_and(|held| held.present && held.version == version) {
-                    (State::Unchanged { time_left }, version)
-                } else {
-                    let value = match *self.streaming.lock().unwrap() {
-                        false => Value::Whole(value),
-                        true => {
-                            let length = Some(value.len() as u64);
-                            let chunks: Vec<_> = value.chunks(10_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-                            let held = Arc::clone(&self.streams);
-                            let chunks = futures_util::stream::iter(chunks).inspect(move |_| {
-                                let _ = &held;
-                            });
-                            Value::Stream(ValueStream { length, chunks: chunks.boxed() })
-                        }
-                    };
-                    (State::Present(Entry { value, metadata: None, expiration: None, time_left }), version)
-                }
-            }
-            _ if read.held.is_some_and(|held| !held.present && held.version <= safe) => {
-                (State::Unchanged { time_left: None }, safe)
-            }
-            _ => (State::Absent, safe),
-        };
-        Answer { state, version, age, status: CacheStatus::Bypass }
-    }
-}
-
-#[async_trait]
-impl Source for Upstream {
-    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
-        None
-    }
-
-    async fn get(&self, _: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
-        self.questions.lock().unwrap().push(read.clone());
-        let answer = self.failure().map(|()| self.now(key, read));
-        let held_up = self.held_up.lock().unwrap().clone();
-        if let Some(held_up) = held_up {
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-            held_up.notified().await;
-        }
-        answer
-    }
-
-    async fn list(&self, _: NamespaceId, _: &List) -> Result<Page> {
-        self.failure().map(|()| Page { keys: Vec::new(), cursor: None })
-    }
-}
-
-#[async_trait]
-impl Writer for Upstream {
-    async fn write(&self, _: NamespaceId, key: &Key, change: Change) -> Result<Written> {
-        self.failure()?;
-        let value = match change {
-            Change::Delete => None,
-            Change::Put { value, .. } => Some(value.collect(crate::limits::VALUE_BYTES_MAX).await?),
-        };
-        let version = self.set(key, value.as_deref(), None);
-        Ok(Written { version, expiration: None, time_left: None })
-    }
-
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
-        let mut outcomes = Vec::new();
-        for (key, change) in writes {
-            outcomes.push(self.write(namespace, &key, change).await);
-        }
-        Ok(outcomes)
-    }
-
-    async fn control(&self, _: AccountId, _: Control) -> Result<(Controlled, Version)> {
-        Ok((Controlled::Done, Version::from_u64(self.last.load(Ordering::SeqCst))))
-    }
-}
 
 struct World {
     clock: Arc<ManualClock>,
@@ -184,6 +43,8 @@ fn world_with(change: impl FnOnce(&mut TierSettings)) -> World {
         upstream_deadline: 5 * SECOND,
         stale_after: SECOND,
         refills: 32,
+        feed_interval: SECOND,
+        feed: FeedSettings::default(),
     };
     change(&mut settings);
     let tier =
