@@ -3,7 +3,14 @@
 //! Each part of the server asks once for its own handles ([`Metrics::door`], [`Metrics::tier`], [`Metrics::origin`]) and then only adds
 //! to them: nothing is looked up by name while a request is served. This module names nothing else of ours; who counts converts into its enums.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
@@ -186,6 +193,10 @@ pub struct Metrics {
     cache_entries: Family<TierLabels, Gauge>,
     upstream_requests: Family<UpstreamLabels, Counter>,
     upstream_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
+    feed_age: Family<TierLabels, Gauge<f64, AtomicU64>>,
+    feed_followers: Family<TierLabels, Gauge>,
+    feed_items: Family<TierLabels, Counter>,
+    feed_gaps: Family<TierLabels, Counter>,
     origin: OriginMetrics,
 }
 
@@ -233,6 +244,15 @@ impl Default for Metrics {
                 "From a question to the next tier up to the head of its answer",
                 Family::new_with_constructor(durations),
             ),
+            feed_age: add(
+                to,
+                "feed_age_seconds",
+                "How long ago all that the feed covers was proven current; infinite while nothing is",
+                Family::default(),
+            ),
+            feed_followers: add(to, "feed_followers", "Tiers that follow this one's feed", Family::default()),
+            feed_items: add(to, "feed_items", "Items told to followers", Family::default()),
+            feed_gaps: add(to, "feed_gaps", "Gaps told to followers", Family::default()),
             origin: OriginMetrics::register(to),
             registry,
         }
@@ -283,7 +303,18 @@ impl Metrics {
             upstream_duration: self.upstream_duration.get_or_create_owned(&labels),
             cache_bytes: self.cache_bytes.get_or_create_owned(&labels),
             cache_entries: self.cache_entries.get_or_create_owned(&labels),
+            feed_age: self.feed_age.get_or_create_owned(&labels),
         })
+    }
+
+    /// The handles of one feed, by the name of the tier, or the origin, that sends it.
+    pub fn feed(&self, sender: &str) -> FeedMetrics {
+        let labels = TierLabels { tier: sender.to_owned() };
+        FeedMetrics {
+            followers: self.feed_followers.get_or_create_owned(&labels),
+            items: self.feed_items.get_or_create_owned(&labels),
+            gaps: self.feed_gaps.get_or_create_owned(&labels),
+        }
     }
 
     /// The handles of the origin; a process has one at most.
@@ -363,6 +394,7 @@ pub struct TierMetrics {
     upstream_duration: Histogram,
     cache_bytes: Gauge,
     cache_entries: Gauge,
+    feed_age: Gauge<f64, AtomicU64>,
 }
 
 impl TierMetrics {
@@ -376,9 +408,38 @@ impl TierMetrics {
         self.upstream_duration.observe(took.as_secs_f64());
     }
 
+    /// How long ago what the feed covers was proven current.
+    pub fn follows(&self, age: Option<Duration>) {
+        self.feed_age.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+    }
+
     pub fn holds(&self, entries: u64, bytes: u64) {
         self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         self.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+/// What one feed counts.
+pub struct FeedMetrics {
+    followers: Gauge,
+    items: Counter,
+    gaps: Counter,
+}
+
+/// What a feed has counted since it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedCounts {
+    pub followers: u64,
+    pub items: u64,
+    pub gaps: u64,
+}
+
+impl FeedMetrics {
+    /// Takes over what one feed, and no other, has counted.
+    pub fn sends(&self, counts: FeedCounts) {
+        self.followers.set(i64::try_from(counts.followers).unwrap_or(i64::MAX));
+        self.items.inner().fetch_max(counts.items, Ordering::Relaxed);
+        self.gaps.inner().fetch_max(counts.gaps, Ordering::Relaxed);
     }
 }
 
@@ -436,6 +497,8 @@ mod tests {
         tier.answered(CacheAnswer::Stale, Duration::from_secs(70));
         tier.asked_upstream(UpstreamOutcome::NotModified, Duration::from_millis(80));
         tier.holds(2, 300);
+        tier.follows(Some(Duration::from_millis(1500)));
+        metrics.feed("home").sends(FeedCounts { followers: 3, items: 20, gaps: 1 });
         let origin = metrics.origin();
         origin.committed(3, Duration::from_millis(2));
         origin.turned_read_only();
@@ -455,6 +518,10 @@ mod tests {
         check(r#"kvasar_answer_age_seconds_bucket{le="120.0",tier="home"} 1"#);
         check(r#"kvasar_upstream_requests_total{tier="home",outcome="not_modified"} 1"#);
         check(r#"kvasar_cache_held_bytes{tier="home"} 300"#);
+        check(r#"kvasar_feed_age_seconds{tier="home"} 1.5"#);
+        check(r#"kvasar_feed_followers{tier="home"} 3"#);
+        check(r#"kvasar_feed_items_total{tier="home"} 20"#);
+        check(r#"kvasar_feed_gaps_total{tier="home"} 1"#);
         check("kvasar_commits_total 1");
         check("kvasar_writes_total 3");
         check("kvasar_read_only 1");

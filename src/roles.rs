@@ -35,6 +35,7 @@ use crate::{
     config::{self, Config, RestOn, Role, Upstream},
     error::{Error, Kind, Result},
     kv::{Account, AccountId, Backend, Control, List, NamespaceId, NewToken, Rights, Source, Writer, reserved},
+    limits,
     metrics::{Door, Metrics},
     origin::{Origin, OriginSettings},
     purge::feed::FeedSettings,
@@ -162,10 +163,12 @@ impl Parts<'_> {
             id: settings.id,
             namespaces_per_account: settings.namespaces_per_account,
             writes_per_key_per_second: settings.writes_per_key_per_second,
-            ..OriginSettings::default()
+            push_bytes_max: usize::try_from(settings.push_size_max).unwrap_or(limits::PUSH_BYTES_MAX),
+            feed: FeedSettings::default(),
         };
         let origin = Origin::open(store, Arc::clone(&self.clock), origin_settings, self.metrics.origin()).await?;
         self.running.origin = Some(Arc::clone(&origin));
+        self.watch_origin(&origin);
         for name in &self.config.accounts {
             let credentials = ensure_account(&origin, &settings.data, name, &*self.clock).await?;
             self.running.accounts.push(credentials);
@@ -191,7 +194,7 @@ impl Parts<'_> {
             upstream_deadline: settings.upstream_deadline + settings.delay * 4,
             stale_after: STALE_AFTER + settings.delay * 4,
             refills: settings.refills,
-            feed_interval: Duration::from_secs(1),
+            feed_interval: settings.feed_interval,
             feed: FeedSettings::default(),
         };
         let tier = Tier::new(upstream, upstream_name, Arc::clone(&self.clock), tier_settings);
@@ -289,13 +292,28 @@ impl Parts<'_> {
         Auth::new(source, Arc::clone(&self.clock), secret, max_age)
     }
 
+    /// Keeps the figures of the origin's feed up to date.
+    fn watch_origin(&self, origin: &Arc<Origin>) {
+        let (feed, metrics) = (origin.feed().clone(), self.metrics.feed(ORIGIN));
+        self.each_second(move || metrics.sends(feed.counts()));
+    }
+
     /// Keeps the gauges of what a tier holds up to date.
     fn watch_cache(&self, tier: &Tier) {
-        let (tier, metrics) = (tier.clone(), self.metrics.tier(tier.name()));
+        let (tier, metrics, feed_metrics) =
+            (tier.clone(), self.metrics.tier(tier.name()), self.metrics.feed(tier.name()));
+        self.each_second(move || {
+            metrics.holds(tier.memory().entries() as u64, tier.memory().bytes());
+            metrics.follows(tier.feed_age());
+            feed_metrics.sends(tier.feed().counts());
+        });
+    }
+
+    fn each_second(&self, look: impl Fn() + Send + 'static) {
         let (clock, shutdown) = (Arc::clone(&self.clock), self.running.context.shutdown.clone());
         self.running.context.tasks.spawn(async move {
             loop {
-                metrics.holds(tier.memory().entries() as u64, tier.memory().bytes());
+                look();
                 tokio::select! {
                     () = clock.sleep(Duration::from_secs(1)) => {}
                     () = shutdown.cancelled() => return,

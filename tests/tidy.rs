@@ -234,6 +234,7 @@ fn every_metric_is_documented_and_no_other() {
     let metrics = kvasar::metrics::Metrics::default();
     metrics.door(kvasar::metrics::Door::Rest, "test");
     metrics.tier("test");
+    metrics.feed("test");
     let counted: BTreeSet<String> = metrics
         .render()
         .lines()

@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    limits,
+};
 
 pub use units::{address, check_name, duration, host_and_port, size};
 
@@ -72,6 +75,9 @@ pub struct Origin {
     pub namespaces_per_account: usize,
     /// Refuses faster writes to a single key, as the hosted product does at 1. Off unless it is set.
     pub writes_per_key_per_second: Option<u32>,
+    /// The longest state, value and metadata together, that travels to the tiers inside the news of its change. Longer spares them more questions,
+    /// and costs each change that many bytes for each location that uses the key.
+    pub push_size_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +114,9 @@ pub struct Tier {
     pub upstream_concurrency: usize,
     /// Of them, while upstream is just coming back. More recovers faster; too many push it over again.
     pub refills: usize,
+    /// How often the tier asks for proof that it has missed no change. What it holds is at most this and a round trip older here than one tier up.
+    /// Longer spares a small message; what is held is then older, and a silent link is noticed later (after three of them).
+    pub feed_interval: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,6 +309,7 @@ impl Origin {
             store_cache: 64 * MIB,
             namespaces_per_account: 1000,
             writes_per_key_per_second: None,
+            push_size_max: limits::PUSH_BYTES_DEFAULT as u64,
         }
     }
 }
@@ -320,6 +330,7 @@ impl Tier {
             upstream_deadline: Duration::from_secs(5),
             upstream_concurrency: 512,
             refills: 32,
+            feed_interval: Duration::from_secs(1),
         }
     }
 }

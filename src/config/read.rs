@@ -134,6 +134,9 @@ fn origin(mut section: Section<'_, '_>, folder: &Path) -> Placed<Origin> {
             .number("namespaces_per_account", 1..=limits::NAMESPACES_PER_ACCOUNT_MAX as u64)
             .unwrap_or(default.namespaces_per_account),
         writes_per_key_per_second: section.number("writes_per_key_per_second", 1..=1_000_000),
+        push_size_max: section
+            .size("push_size_max", 0..=limits::PUSH_BYTES_MAX as u64)
+            .unwrap_or(default.push_size_max),
         ..default
     };
     section.finish(origin)
@@ -174,6 +177,7 @@ fn tier(mut section: Section<'_, '_>) -> Placed<Tier> {
             .number("upstream_concurrency", 1..=100_000)
             .unwrap_or(default.upstream_concurrency),
         refills: section.number("refills", 1..=100_000).unwrap_or(default.refills),
+        feed_interval: section.duration("feed_interval", millis(10, MINUTE)).unwrap_or(default.feed_interval),
         ..default
     };
     section.finish(tier)

@@ -45,6 +45,7 @@ listen = "127.0.0.1:7701"
 store_cache = "32MiB"
 namespaces_per_account = 12
 writes_per_key_per_second = 1
+push_size_max = "4KiB"
 [[account]]
 name = "first"
 [[account]]
@@ -62,6 +63,7 @@ control_max_age = "10s"
 upstream_deadline = "2s"
 upstream_concurrency = 100
 refills = 10
+feed_interval = "500ms"
 [[tier]]
 role = "regional"
 name = "eu"
@@ -84,7 +86,7 @@ idle_deadline = "6s"
     assert_eq!(config.cluster_secret.map(|s| s.reveal().len()), Some(32));
     let origin = config.origin.expect("there is an origin");
     assert_eq!((origin.id, origin.store_cache, origin.namespaces_per_account), (7, 32 * MIB, 12));
-    assert_eq!(origin.writes_per_key_per_second, Some(1));
+    assert_eq!((origin.writes_per_key_per_second, origin.push_size_max), (Some(1), 4096));
     assert_eq!(config.accounts, ["first", "second"]);
     // The tier comes after its upstream, whatever the file's order.
     assert_eq!(config.tiers.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["eu", "ams"]);
@@ -92,6 +94,7 @@ idle_deadline = "6s"
     assert_eq!((edge.role, &edge.upstream), (Role::Edge, &Upstream::Tier("eu".to_owned())));
     assert_eq!((edge.delay.as_millis(), edge.cache, edge.cache_share_max), (80, 1024 * MIB, 0.1));
     assert_eq!((edge.stale_if_unreachable.as_secs(), edge.control_max_age.as_secs()), (3600, 10));
+    assert_eq!(edge.feed_interval.as_millis(), 500);
     assert_eq!((edge.upstream_deadline.as_secs(), edge.upstream_concurrency, edge.refills), (2, 100, 10));
     let limits = config.limits;
     assert_eq!((limits.connections, limits.requests_in_flight, limits.buffered), (1, 2, 3 * MIB));

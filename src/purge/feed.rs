@@ -29,6 +29,7 @@ use crate::{
         Key, NamespaceId, Version,
         feed::{Echo, Follow, FollowerId, Frames, Item, Position, Proof},
     },
+    metrics::FeedCounts,
     wire::feed::{self as wire, Decoder, EncodedItem, ItemsFrame},
 };
 
@@ -67,6 +68,9 @@ struct State {
     sessions: u64,
     /// Whether anyone could want what is published: before the first follower, nobody.
     retains: bool,
+    /// Items of this process, and the gaps among them.
+    items: u64,
+    gaps: u64,
 }
 
 /// As of when all that is not purged is known to be current.
@@ -103,6 +107,8 @@ impl Feed {
             followers: HashMap::new(),
             sessions: 0,
             retains,
+            items: 0,
+            gaps: 0,
         };
         Feed(Arc::new(Shared {
             hasher: KeyHasher::new(&*clock),
@@ -120,6 +126,11 @@ impl Feed {
 
     pub fn followers(&self) -> usize {
         self.lock().followers.len()
+    }
+
+    pub fn counts(&self) -> FeedCounts {
+        let state = self.lock();
+        FeedCounts { followers: state.followers.len() as u64, items: state.items, gaps: state.gaps }
     }
 
     /// Ends all that follow, now and later.
@@ -206,6 +217,8 @@ impl Feed {
     }
 
     fn push(&self, state: &mut State, items: &[Item]) {
+        state.items += items.len() as u64;
+        state.gaps += items.iter().filter(|item| **item == Item::Gap).count() as u64;
         if !state.retains {
             return state.log.skip(items.len() as u64);
         }
