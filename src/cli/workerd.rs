@@ -25,7 +25,8 @@ pub struct Arguments {
     /// The binding port of a location, HOST:PORT
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7711", value_parser = location)]
     pub location: String,
-    /// A binding: the name that the Worker uses, and the id of the namespace. May be given several times
+    /// A binding: the name that the Worker uses, and the id of the namespace. May be given several times. Beside it the Worker finds NAME_HTTP, for
+    /// requests with headers of its own, such as kvasar-at-least
     #[arg(long = "binding", value_name = "NAME=NAMESPACE_ID", required = true)]
     pub bindings: Vec<Binding>,
     /// The Worker, one ES module [default: a small one that reads, writes and lists]
@@ -50,6 +51,9 @@ Examples:
   kvasar workerd-config --binding KV=0f2ac74b498b48028cb68387c421e279 > config.capnp && npx workerd serve config.capnp
   kvasar workerd-config --location 127.0.0.1:7712 --binding KV=0f2ac74b498b48028cb68387c421e279 \\
       --worker worker.js --output config.capnp";
+
+/// What the name of a binding for plain requests ends with, beside that of its KV binding.
+const REQUESTS_SUFFIX: &str = "_HTTP";
 
 /// Old enough for every workerd that one is likely to have.
 pub const COMPATIBILITY_DATE: &str = "2025-09-01";
@@ -97,11 +101,18 @@ pub fn config(setup: &Setup<'_>) -> String {
         None => quoted(SAMPLE),
     };
     let service = |binding: &Binding| quoted(&format!("kv-{}", binding.name));
-    let bindings: Vec<String> = setup
+    // A KV binding sends no headers of the Worker's; what it says by headers goes to the same service as plain requests.
+    let requests = |binding: &Binding| format!("{}{REQUESTS_SUFFIX}", binding.name);
+    let is_free = |name: &str| setup.bindings.iter().all(|other| other.name != name);
+    let kv = setup
         .bindings
         .iter()
-        .map(|binding| format!("        ( name = {}, kvNamespace = {} )", quoted(&binding.name), service(binding)))
-        .collect();
+        .map(|binding| format!("        ( name = {}, kvNamespace = {} )", quoted(&binding.name), service(binding)));
+    let plain =
+        setup.bindings.iter().filter(|binding| is_free(&requests(binding))).map(|binding| {
+            format!("        ( name = {}, service = {} )", quoted(&requests(binding)), service(binding))
+        });
+    let bindings: Vec<String> = kv.chain(plain).collect();
     let services: String = setup
         .bindings
         .iter()
@@ -299,7 +310,8 @@ const config :Workerd.Config = (
       modules = [ ( name = "worker.js", esModule = embed "../worker.js" ) ],
       compatibilityDate = "2025-09-01",
       bindings = [
-        ( name = "KV", kvNamespace = "kv-KV" ) ] ) ),
+        ( name = "KV", kvNamespace = "kv-KV" ),
+        ( name = "KV_HTTP", service = "kv-KV" ) ] ) ),
     ( name = "kv-KV", external = ( address = "127.0.0.1:7711", http = ( style = host, injectRequestHeaders = [
       ( name = "Authorization", value = "Bearer tok\"en" ),
       ( name = "kvasar-namespace", value = "00000000000000000000000000000001" ),

@@ -20,8 +20,8 @@ describe(`example Workers under workerd ${workerdVersion}`, () => {
   after(() => dev?.stop());
 
   /** Runs an example, on a namespace of its own. */
-  async function example(context, name, location = "home") {
-    const namespace = await createNamespace(dev, `${name} at ${location}`);
+  async function example(context, name, location = "home", of = undefined) {
+    const namespace = of ?? (await createNamespace(dev, `${name} at ${location}`));
     const folder = temporaryFolder("example");
     const config = join(folder, "config.capnp");
     const what = ["--location", dev.bindings[location], "--binding", `KV=${namespace}`, "--worker", join(examples, name, "worker.js")];
@@ -33,7 +33,7 @@ describe(`example Workers under workerd ${workerdVersion}`, () => {
       const { status } = await rest(dev, "PUT", kvPath(dev, `/${namespace}/values/${encodeURIComponent(key)}`), { body: value });
       assert.equal(status, 200);
     };
-    return { url: worker.url, put };
+    return { url: worker.url, put, namespace };
   }
 
   test("hello-kv stores, reads, lists and deletes", async (context) => {
@@ -60,6 +60,25 @@ describe(`example Workers under workerd ${workerdVersion}`, () => {
     const refused = await fetch(note("c") + "?ttl=5", { method: "PUT", body: "x" });
     assert.equal(refused.status, 400);
     assert.match(await refused.text(), /Invalid expiration_ttl of 5\. Expiration TTL must be at least 60\./);
+  });
+
+  test("sessions reads at another location what it wrote, and says how old it is", async (context) => {
+    const home = await example(context, "sessions");
+    const away = await example(context, "sessions", "away", home.namespace);
+    assert.equal((await fetch(`${away.url}/cart/ada`)).status, 404);
+    for (let round = 1; round <= 20; round += 1) {
+      const [writer, reader] = round % 2 === 0 ? [home, away] : [away, home];
+      const written = await fetch(`${writer.url}/cart/ada`, { method: "PUT", body: `cart ${round}` });
+      assert.equal(written.status, 204);
+      const cookie = written.headers.get("set-cookie").split(";")[0];
+      assert.match(cookie, /^wrote=[0-9a-f]{16}$/);
+      const read = await fetch(`${reader.url}/cart/ada`, { headers: { cookie } });
+      assert.equal(await read.text(), `cart ${round}`);
+      assert.ok(Number(read.headers.get("x-age-ms")) < 60_000);
+    }
+    const latest = await fetch(`${home.url}/cart/ada?latest`);
+    assert.equal(await latest.text(), "cart 20");
+    assert.equal((await fetch(`${home.url}/cart/`)).status, 404);
   });
 
   test("ab-config draws by weight, keeps a visitor's variant and refuses a bad experiment", async (context) => {
