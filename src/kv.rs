@@ -38,7 +38,9 @@ pub trait Source: Send + Sync + 'static {
 /// Takes writes. A write that is answered `Ok` is on disk at an origin.
 #[async_trait]
 pub trait Writer: Send + Sync + 'static {
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written>;
+    /// `by` names the tier that passes the write up, if it follows: it keeps what it wrote, so it has use for the key's next states.
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, by: Option<FollowerId>)
+    -> Result<Written>;
 
     /// Many small writes in one trip, each with its own outcome, in the order given. At most [`limits::WRITE_BATCH_ENTRIES_MAX`] of them, and
     /// every value a [`Value::Whole`] of at most [`limits::CHUNK_BYTES`]; the caller sees to that.

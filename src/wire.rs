@@ -34,7 +34,7 @@ pub const AGE_MILLIS: &str = "kvasar-age-ms";
 pub const AT_LEAST: &str = "kvasar-at-least";
 pub const MAX_AGE_MILLIS: &str = "kvasar-max-age-ms";
 pub const EXPIRES_IN_MILLIS: &str = "kvasar-expires-in-ms";
-/// Sixteen hexadecimal digits: the follower that asks, or follows.
+/// Sixteen hexadecimal digits: the follower that asks, writes, or follows.
 pub const FOLLOWER: &str = "kvasar-follower";
 pub const ERROR: &str = "kvasar-error";
 pub const METADATA: &str = "cf-kv-metadata";
@@ -142,9 +142,7 @@ pub fn encode_read(read: &Read, headers: &mut HeaderMap) {
     if let Some(held) = read.held {
         headers.insert(header::IF_NONE_MATCH, etag(held));
     }
-    if let Some(asker) = read.asker {
-        headers.insert(FOLLOWER, ascii(&format!("{:016x}", asker.0)));
-    }
+    encode_follower(read.asker, headers);
 }
 
 /// What a read accepts by its headers, over a `max_age` that was found elsewhere (`cache_ttl`).
@@ -158,8 +156,15 @@ pub fn decode_read(headers: &HeaderMap, max_age: Duration) -> Result<Read> {
     Ok(Read { max_age, at_least, held, asker: decode_follower(headers) })
 }
 
-/// Who asks, if it is one of our own that follows; anything else names nobody.
-fn decode_follower(headers: &HeaderMap) -> Option<FollowerId> {
+/// Says who asks or writes. The other half is [`decode_follower`].
+pub fn encode_follower(follower: Option<FollowerId>, headers: &mut HeaderMap) {
+    if let Some(follower) = follower {
+        headers.insert(FOLLOWER, ascii(&format!("{:016x}", follower.0)));
+    }
+}
+
+/// Who asks or writes, if it is one of our own that follows; anything else names nobody.
+pub fn decode_follower(headers: &HeaderMap) -> Option<FollowerId> {
     let text = headers.get(FOLLOWER)?.to_str().ok().filter(|text| text.len() == 16)?;
     u64::from_str_radix(text, 16).ok().map(FollowerId)
 }
@@ -167,7 +172,7 @@ fn decode_follower(headers: &HeaderMap) -> Option<FollowerId> {
 /// Asks to follow the purge feed. The other half is [`decode_follow`].
 pub fn encode_follow(follow: Follow) -> (String, HeaderMap) {
     let mut headers = HeaderMap::new();
-    headers.insert(FOLLOWER, ascii(&format!("{:016x}", follow.follower.0)));
+    encode_follower(Some(follow.follower), &mut headers);
     let from = follow.from.map(|Position { epoch, sequence }| format!("&epoch={epoch:016x}&sequence={sequence}"));
     (format!("{FEED_PATH}?version={}{}", feed::VERSION, from.unwrap_or_default()), headers)
 }

@@ -150,7 +150,8 @@ impl Binding {
             }
             _ => Value::Stream(ValueStream { length, chunks: limited(body.clone().boxed(), self.draining()).boxed() }),
         };
-        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }).await;
+        let by = wire::decode_follower(&head.headers);
+        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }, by).await;
         match written {
             Ok(written) => Ok(wire::encode_written(&written)),
             Err(error) => {
@@ -190,7 +191,8 @@ impl Binding {
     async fn delete(&self, head: &http::request::Parts, segment: &str) -> Result<Response> {
         let namespace = self.enter(&head.headers, Rights::Write).await?;
         let key = key(segment, &Query::parse(head.uri.query())?)?;
-        let written = self.backend.write(namespace, &key, Change::Delete).await?;
+        let by = wire::decode_follower(&head.headers);
+        let written = self.backend.write(namespace, &key, Change::Delete, by).await?;
         Ok(wire::encode_written(&written))
     }
 

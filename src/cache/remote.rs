@@ -31,7 +31,7 @@ use crate::{
     kv::{
         AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
         ValueStream, Version, Writer, Written,
-        feed::{Follow, Frames},
+        feed::{Follow, FollowerId, Frames},
     },
     metrics::{TierMetrics, UpstreamOutcome},
     wire::{self, Body, ControlRequest},
@@ -250,9 +250,15 @@ impl Source for Remote {
 
 #[async_trait]
 impl Writer for Remote {
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+    async fn write(
+        &self,
+        namespace: NamespaceId,
+        key: &Key,
+        change: Change,
+        by: Option<FollowerId>,
+    ) -> Result<Written> {
         let progress = Progress::new(&self.clock);
-        let request = match change {
+        let mut request = match change {
             Change::Delete => self.request(Method::DELETE, &key_path(key, &[]), Some(namespace), Body::empty())?,
             Change::Put { value, metadata, expires } => {
                 let query = match expires {
@@ -270,6 +276,7 @@ impl Writer for Remote {
                 request
             }
         };
+        wire::encode_follower(by, request.headers_mut());
         let _place = self.place().await?;
         let response = self.send(request, &progress).await?;
         wire::decode_written(response.headers())
@@ -431,7 +438,7 @@ mod tests {
         let value = Value::Stream(ValueStream { length: Some(200_000), chunks });
         let change = Change::Put { value, metadata: None, expires: Expires::Never };
         let key = Key::new("k").unwrap();
-        let mut writing = tokio::spawn(async move { remote.write(NAMESPACE, &key, change).await });
+        let mut writing = tokio::spawn(async move { remote.write(NAMESPACE, &key, change, None).await });
         for _ in 0..10 {
             for _ in 0..100 {
                 tokio::task::yield_now().await;

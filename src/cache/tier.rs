@@ -177,15 +177,24 @@ impl Source for Tier {
 
 #[async_trait]
 impl Writer for Tier {
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+    async fn write(
+        &self,
+        namespace: NamespaceId,
+        key: &Key,
+        change: Change,
+        by: Option<FollowerId>,
+    ) -> Result<Written> {
         self.0.health.check()?;
         let sent_at = self.0.clock.now();
         let (change, copy) = self.copying(change);
         let ticket = self.0.flights.write(&EntryKey { namespace, key: key.clone() });
-        let written = self.0.upstream.write(namespace, key, change).await;
+        let written = self.0.upstream.write(namespace, key, change, Some(self.0.follower)).await;
         self.0.health.observe(sent_at, &written);
         let written = written.map_err(answered_below)?;
         self.keep_written(&ticket, &written, copy, sent_at);
+        if let Some(by) = by {
+            self.0.feed.note(by, namespace, key);
+        }
         Ok(written)
     }
 

@@ -42,7 +42,7 @@ use crate::{
     kv::{
         Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
         Read, Source, State, Value, Version, Writer, Written,
-        feed::{Follow, Frames},
+        feed::{Follow, FollowerId, Frames},
     },
     limits,
     metrics::OriginMetrics,
@@ -279,7 +279,13 @@ impl Source for Origin {
 
 #[async_trait]
 impl Writer for Origin {
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+    async fn write(
+        &self,
+        namespace: NamespaceId,
+        key: &Key,
+        change: Change,
+        by: Option<FollowerId>,
+    ) -> Result<Written> {
         self.core.check_writable(namespace)?;
         if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
             rate.charge(namespace, key)?;
@@ -287,6 +293,10 @@ impl Writer for Origin {
         let (change, expiration) = self.core.prepare(namespace, key.clone(), change).await?;
         let mut outcomes = self.core.committer.commit(vec![change], None).await?;
         let version = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
+        // After its own purge, whose state it has already.
+        if let Some(by) = by {
+            self.core.feed.note(by, namespace, key);
+        }
         Ok(self.core.written(version, expiration))
     }
 

@@ -68,11 +68,11 @@ impl World {
 
     async fn put_expiring(&self, name: &str, value: impl Into<Value>, expires: Expires) -> Result<Written> {
         let change = Change::Put { value: value.into(), metadata: None, expires };
-        self.origin.write(self.namespace, &key(name), change).await
+        self.origin.write(self.namespace, &key(name), change, None).await
     }
 
     async fn delete(&self, name: &str) -> Result<Written> {
-        self.origin.write(self.namespace, &key(name), Change::Delete).await
+        self.origin.write(self.namespace, &key(name), Change::Delete, None).await
     }
 
     async fn answer(&self, name: &str) -> Answer {

@@ -347,7 +347,7 @@ impl Rest {
             false => Some(spools.entries.read(entry.metadata.clone()).await?),
         };
         let change = Change::Put { value: spools.value(entry), metadata, expires: entry.expires };
-        self.backend.write(namespace, &entry.key, change).await
+        self.backend.write(namespace, &entry.key, change, None).await
     }
 }
 

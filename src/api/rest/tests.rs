@@ -38,7 +38,7 @@ use crate::{
     kv::{
         Account, AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, NewToken, Page, Read, Rights,
         Source, Version, Writer, Written,
-        feed::{Follow, Frames},
+        feed::{Follow, FollowerId, Frames},
     },
     metrics::Metrics,
     origin::{Origin, OriginSettings},
@@ -285,17 +285,23 @@ impl Source for Faulty {
 
 #[async_trait]
 impl Writer for Faulty {
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change) -> Result<Written> {
+    async fn write(
+        &self,
+        namespace: NamespaceId,
+        key: &Key,
+        change: Change,
+        by: Option<FollowerId>,
+    ) -> Result<Written> {
         match self.refused(key) {
             Some(error) => Err(error),
-            None => self.origin.write(namespace, key, change).await,
+            None => self.origin.write(namespace, key, change, by).await,
         }
     }
 
     async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
         let mut outcomes = Vec::new();
         for (key, change) in writes {
-            outcomes.push(self.write(namespace, &key, change).await);
+            outcomes.push(self.write(namespace, &key, change, None).await);
         }
         Ok(outcomes)
     }

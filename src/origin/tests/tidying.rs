@@ -150,7 +150,7 @@ async fn a_garbled_row_does_not_hold_up_the_reclaimer() {
     let broken = create_namespace(&world.origin, "broken").await.unwrap();
     for name in ["a", "b", "c"] {
         let put = Change::Put { value: pattern(600, 1).into(), metadata: None, expires: Expires::Never };
-        world.origin.write(broken, &key(name), put).await.unwrap();
+        world.origin.write(broken, &key(name), put, None).await.unwrap();
     }
     plant(
         &world,

@@ -1,7 +1,10 @@
 //! The tier as a follower of a feed that says what it is told to.
 
 use super::*;
-use crate::kv::feed::{Echo, Item, Message, Position, Purge, Pushed};
+use crate::kv::{
+    Expires,
+    feed::{Echo, Item, Message, Position, Purge, Pushed},
+};
 
 /// A world whose tier follows, and has heard its first echo.
 async fn following() -> World {
@@ -244,7 +247,7 @@ async fn a_silent_link_is_given_up_within_three_intervals() {
 
     #[async_trait]
     impl Writer for Mute {
-        async fn write(&self, _: NamespaceId, _: &Key, _: Change) -> Result<Written> {
+        async fn write(&self, _: NamespaceId, _: &Key, _: Change, _: Option<FollowerId>) -> Result<Written> {
             Err(Error::unavailable("mute"))
         }
 
@@ -330,6 +333,27 @@ async fn a_purge_is_relayed_after_it_was_applied_and_a_gap_is_passed_on() {
     assert_eq!(below.feed_age(), None);
     world.pass(3 * SECOND).await;
     assert!(below.feed_age().is_some());
+}
+
+/// What a tier wrote it never asked for, and still has use for its next states; so have those above it, for its sake.
+#[tokio::test]
+async fn a_state_comes_along_to_those_that_wrote_an_earlier_one() {
+    let world = following().await;
+    let settings = world.tier.settings().clone();
+    let below = Tier::new(Arc::new(world.tier.clone()), "edge".into(), Arc::new(Arc::clone(&world.clock)), settings);
+    tokio::spawn(below.clone().follow(Default::default()));
+    settle().await;
+    let mine = Value::Whole(Bytes::from_static(b"mine"));
+    let put = Change::Put { value: mine, metadata: None, expires: Expires::Never };
+    below.write(NAMESPACE, &key("k"), put, None).await.unwrap();
+    world.pass(2 * SECOND).await;
+    let version = world.change("k", Some(b"theirs"), true).await;
+    settle().await;
+    for tier in [&world.tier, &below] {
+        let answer = tier.held(NAMESPACE, &key("k"), &within_age(30)).expect("the new state came along");
+        assert_eq!(answer.version, version);
+    }
+    assert_eq!(world.upstream.asked(), 0);
 }
 
 #[tokio::test]
