@@ -292,6 +292,8 @@ pub struct Answer {
     pub version: Version,
     /// An upper bound on how long ago the state was last known to be current.
     pub age: Duration,
+    /// Whether the feed of whoever answered covers it: who follows that feed is told when it changes.
+    pub covered: bool,
     pub status: CacheStatus,
 }
 

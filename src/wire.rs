@@ -36,6 +36,8 @@ pub const MAX_AGE_MILLIS: &str = "kvasar-max-age-ms";
 pub const EXPIRES_IN_MILLIS: &str = "kvasar-expires-in-ms";
 /// Sixteen hexadecimal digits: the follower that asks, writes, or follows.
 pub const FOLLOWER: &str = "kvasar-follower";
+/// There when the answering tier's feed covers the state.
+pub const COVERED: &str = "kvasar-covered";
 pub const ERROR: &str = "kvasar-error";
 pub const METADATA: &str = "cf-kv-metadata";
 pub const EXPIRATION: &str = "cf-expiration";
@@ -198,11 +200,11 @@ pub fn decode_follow(headers: &HeaderMap, query: &str) -> Result<Follow> {
 }
 
 /// An answer as status, headers and body. The other half is [`decode_answer`].
-pub fn encode_answer(answer: Answer, held: Option<Held>) -> http::Response<Body> {
+pub fn encode_answer(answer: Answer, read: &Read) -> http::Response<Body> {
     let present = match &answer.state {
         State::Present(_) => true,
         State::Absent => false,
-        State::Unchanged { .. } => held.is_some_and(|held| held.present),
+        State::Unchanged { .. } => read.held.is_some_and(|held| held.present),
     };
     let mut response = http::Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -210,6 +212,10 @@ pub fn encode_answer(answer: Answer, held: Option<Held>) -> http::Response<Body>
     // Rounded up: an age may be too large, never too small.
     headers.insert(AGE_MILLIS, number(millis_up(answer.age)));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(answer.status.name()));
+    // Of use to those alone who follow.
+    if answer.covered && read.asker.is_some() {
+        headers.insert(COVERED, HeaderValue::from_static("1"));
+    }
     headers.insert(header::ETAG, etag(Held { version: answer.version, present }));
     match answer.state {
         State::Present(entry) => {
@@ -274,7 +280,8 @@ pub fn decode_answer(status: StatusCode, headers: &HeaderMap, value: Value) -> R
         StatusCode::NOT_MODIFIED => State::Unchanged { time_left },
         other => return Err(unexpected(format!("status {other} for a read"))),
     };
-    Ok(Answer { state, version, age, status: cache_status.unwrap_or(CacheStatus::Miss) })
+    let covered = headers.contains_key(COVERED);
+    Ok(Answer { state, version, age, covered, status: cache_status.unwrap_or(CacheStatus::Miss) })
 }
 
 pub fn encode_written(written: &Written) -> http::Response<Body> {

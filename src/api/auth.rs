@@ -294,7 +294,13 @@ mod tests {
                     time_left: None,
                 }),
             };
-            Ok(Answer { state, version: Version::ZERO, age: Duration::ZERO, status: CacheStatus::Bypass })
+            Ok(Answer {
+                state,
+                version: Version::ZERO,
+                age: Duration::ZERO,
+                covered: true,
+                status: CacheStatus::Bypass,
+            })
         }
 
         async fn list(&self, _: NamespaceId, _: &List) -> Result<Page> {

@@ -129,7 +129,7 @@ impl Binding {
         let key = key(segment, &query)?;
         let read = wire::decode_read(&head.headers, cache_ttl(query.get("cache_ttl"))?)?;
         let answer = self.answer(namespace, &key, &read).await?;
-        Ok(wire::encode_answer(answer, read.held))
+        Ok(wire::encode_answer(answer, &read))
     }
 
     async fn put(&self, head: &http::request::Parts, segment: &str, body: RequestBody) -> Result<Response> {

@@ -1,6 +1,7 @@
 //! What the purge feed proves of entries that nobody asked about: everything held that was not purged was current at the watermark.
 //!
-//! A *continuity* is an unbroken stretch of the feed, from its start on. It covers the entries verified in it (`verified_at >= start`). When one
+//! A *continuity* is an unbroken stretch of the feed, from its start on. It covers an entry that was current at some moment of it, and one that was asked
+//! for in it and is covered by upstream's own feed: either way each change of it since is, or will be, in the feed (`covered_from >= start`). When one
 //! ends, its entries keep what it had proven of them: they go on aging from its last watermark.
 //!
 //! Read by every read of a tier, so without a lock. **The order matters**: whoever judges an entry takes a [`Seen`] first and looks the entry up
@@ -15,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{cache::entry::Kept, clock::Moment, kv::Version};
+use crate::{
+    cache::entry::{Kept, Verified},
+    clock::Moment,
+    kv::Version,
+};
 
 pub(super) struct Coverage {
     /// When the continuity began; [`Moment::MAX`] before the first.
@@ -89,19 +94,20 @@ impl Coverage {
 }
 
 impl Seen<'_> {
-    /// Since when at least the continuity covers what is verified in it.
-    pub(super) fn start(&self) -> Moment {
-        self.start
+    /// Whether the continuity covers what is known of an entry.
+    pub(super) fn vouches_for(&self, verified: Verified) -> bool {
+        verified.covered_from >= self.start
     }
 
     /// A moment at which an entry, looked up after this was taken, is known to have been current.
     pub(super) fn verified_at(&self, kept: &Kept) -> Moment {
-        let own = kept.verified_at();
-        if own >= self.start {
-            return own.max(self.watermark);
+        let verified = kept.verified();
+        if self.vouches_for(verified) {
+            return verified.at.max(self.watermark);
         }
         let past = self.coverage.past.read().expect("no holder of this lock can panic");
-        past.iter().find(|past| own >= past.start).map_or(own, |past| own.max(past.watermark))
+        let vouched = past.iter().find(|past| verified.covered_from >= past.start);
+        vouched.map_or(verified.at, |past| verified.at.max(past.watermark))
     }
 
     pub(super) fn age(&self, kept: &Kept, now: Moment) -> Duration {
@@ -111,7 +117,7 @@ impl Seen<'_> {
     /// Whether a demand for a version is met, by the entry itself or by the feed (R3).
     pub(super) fn covers(&self, kept: &Kept, at_least: Option<Version>) -> bool {
         at_least.is_none_or(|demanded| {
-            kept.version >= demanded || (kept.verified_at() >= self.start && self.version >= demanded)
+            kept.version >= demanded || (self.vouches_for(kept.verified()) && self.version >= demanded)
         })
     }
 }
@@ -126,7 +132,7 @@ mod tests {
     }
 
     fn verified(seconds: u64) -> Kept {
-        Kept::new(Version::from_u64(5), Content::Absent, Moment::MAX, at(seconds))
+        Kept::new(Version::from_u64(5), Content::Absent, Moment::MAX, Verified::at(at(seconds)))
     }
 
     fn check(coverage: &Coverage, verified_at: u64, expected: u64) {

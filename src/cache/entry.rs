@@ -31,8 +31,26 @@ pub struct Kept {
     expires_at: AtomicU64,
     /// A moment at which the state is known to have been current; only ever moves on.
     verified_at: AtomicU64,
+    /// The feed covers it, if the continuity began no later than this; only ever moves on.
+    covered_from: AtomicU64,
     /// When it was last answered to a reader, in units of [`USED_UNIT_NANOS`]; zero for never.
     used_at: AtomicU32,
+}
+
+/// What is known of a state's currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// A moment at which it was current.
+    pub at: Moment,
+    /// It is covered by a continuity that began no later than this.
+    pub covered_from: Moment,
+}
+
+impl Verified {
+    /// By an answer that says nothing of the feed: a continuity covers it that had begun when it was current.
+    pub fn at(at: Moment) -> Verified {
+        Verified { at, covered_from: at }
+    }
 }
 
 /// About a second: fine enough to know what is in use, and so coarse that a hot entry is not written to at each read.
@@ -52,12 +70,13 @@ pub enum KeptValue {
 }
 
 impl Kept {
-    pub fn new(version: Version, content: Content, expires_at: Moment, verified_at: Moment) -> Kept {
+    pub fn new(version: Version, content: Content, expires_at: Moment, verified: Verified) -> Kept {
         Kept {
             version,
             content,
             expires_at: AtomicU64::new(expires_at.as_nanos()),
-            verified_at: AtomicU64::new(verified_at.as_nanos()),
+            verified_at: AtomicU64::new(verified.at.as_nanos()),
+            covered_from: AtomicU64::new(verified.covered_from.as_nanos()),
             used_at: AtomicU32::new(0),
         }
     }
@@ -85,6 +104,11 @@ impl Kept {
         Moment::from_nanos(self.verified_at.load(Ordering::Acquire))
     }
 
+    pub fn verified(&self) -> Verified {
+        let covered_from = Moment::from_nanos(self.covered_from.load(Ordering::Acquire));
+        Verified { at: self.verified_at(), covered_from }
+    }
+
     pub fn expires_at(&self) -> Moment {
         Moment::from_nanos(self.expires_at.load(Ordering::Acquire))
     }
@@ -98,8 +122,9 @@ impl Kept {
     }
 
     /// The same state was found current once more. An older proof than the one held changes nothing.
-    pub fn renew(&self, verified_at: Moment, expires_at: Option<Moment>) {
-        self.verified_at.fetch_max(verified_at.as_nanos(), Ordering::AcqRel);
+    pub fn renew(&self, verified: Verified, expires_at: Option<Moment>) {
+        self.verified_at.fetch_max(verified.at.as_nanos(), Ordering::AcqRel);
+        self.covered_from.fetch_max(verified.covered_from.as_nanos(), Ordering::AcqRel);
         // Each deadline falls early, never late; so the later of two is right, too, and nearer.
         if let Some(expires_at) = expires_at {
             self.expires_at.fetch_max(expires_at.as_nanos(), Ordering::AcqRel);
@@ -112,7 +137,7 @@ impl Kept {
     }
 
     /// The answer to a read, at this moment, of a state known to have been current `age` ago. An expired entry has none: the caller has looked.
-    pub fn answer(&self, read: &Read, age: Duration, now: Moment, status: CacheStatus) -> Answer {
+    pub fn answer(&self, read: &Read, age: Duration, covered: bool, now: Moment, status: CacheStatus) -> Answer {
         let time_left = match self.expires_at() {
             Moment::MAX => None,
             expires_at => Some(expires_at.since(now)),
@@ -135,7 +160,7 @@ impl Kept {
                 time_left,
             }),
         };
-        Answer { state, version: self.version, age, status }
+        Answer { state, version: self.version, age, covered, status }
     }
 
     /// Bytes of what is kept, beside what keeping costs.

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     cache::{
-        entry::{EntryKey, Kept},
+        entry::{EntryKey, Kept, Verified},
         memory::Memory,
     },
     clock::{Clock, Moment},
@@ -78,20 +78,21 @@ pub enum Settled {
 pub struct Passing {
     pub entry: Entry,
     pub version: Version,
-    pub verified_at: Moment,
+    pub verified: Verified,
     pub expires_at: Moment,
     pub status: CacheStatus,
 }
 
 impl Passing {
     /// The answer at this moment, if the entry has not expired.
-    pub fn answer(self, now: Moment) -> Option<Answer> {
+    pub fn answer(self, now: Moment, covered: bool) -> Option<Answer> {
         if now >= self.expires_at {
             return None;
         }
         let time_left = (self.expires_at != Moment::MAX).then(|| self.expires_at.since(now));
         let state = State::Present(Entry { time_left, ..self.entry });
-        Some(Answer { state, version: self.version, age: now.since(self.verified_at), status: self.status })
+        let age = now.since(self.verified.at);
+        Some(Answer { state, version: self.version, age, covered, status: self.status })
     }
 }
 
@@ -315,7 +316,7 @@ impl Flights {
                 return false;
             }
             if held.version == kept.version && held.is_present() == kept.is_present() {
-                held.renew(kept.verified_at(), Some(kept.expires_at()));
+                held.renew(kept.verified(), Some(kept.expires_at()));
                 shard.close(by);
                 return true;
             }
@@ -390,7 +391,7 @@ mod tests {
     }
 
     fn absent(version: u64) -> Arc<Kept> {
-        Arc::new(Kept::new(Version::from_u64(version), Content::Absent, Moment::MAX, Moment::ZERO))
+        Arc::new(Kept::new(Version::from_u64(version), Content::Absent, Moment::MAX, Verified::at(Moment::ZERO)))
     }
 
     fn lead(flights: &Arc<Flights>, key: &EntryKey) -> (Ticket, Promise, Arc<Flight>) {
@@ -454,7 +455,7 @@ mod tests {
         let present = |version| {
             let value = crate::cache::entry::KeptValue::Whole(bytes::Bytes::from_static(b"v"));
             let content = Content::Present { value, metadata: None, expiration: None };
-            Arc::new(Kept::new(Version::from_u64(version), content, Moment::MAX, Moment::ZERO))
+            Arc::new(Kept::new(Version::from_u64(version), content, Moment::MAX, Verified::at(Moment::ZERO)))
         };
         flights.write(&key).fill(&present(5));
         flights.write(&key).fill(&absent(5));

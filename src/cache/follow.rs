@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    entry::{Content, EntryKey, Kept, KeptValue},
+    entry::{Content, EntryKey, Kept, KeptValue, Verified},
     tier::Tier,
 };
 use crate::{
@@ -195,8 +195,7 @@ impl Tier {
     /// A state that came inside a purge, as an entry (F5): current at the watermark held when it came, its time left counted from that echo's ping.
     /// Before the first echo nothing is known of it, and it is a plain purge.
     fn pushed(&self, state: &Pushed, version: crate::kv::Version, place: &Place) -> Option<Arc<Kept>> {
-        // An entry that the continuity doesn't cover would age on its own.
-        let mark = place.mark.filter(|mark| mark.watermark >= self.coverage().seen().start())?;
+        let mark = place.mark?;
         let (content, expires_at) = match state {
             Pushed::Absent => (Content::Absent, Moment::MAX),
             Pushed::Present { value, metadata, expiration, time_left } => {
@@ -207,7 +206,9 @@ impl Tier {
                 (Content::Present { value, metadata, expiration: *expiration }, expires_at)
             }
         };
-        Some(Arc::new(Kept::new(version, content, expires_at, mark.watermark)))
+        // Its next change comes down this same feed.
+        let verified = Verified { at: mark.watermark, covered_from: self.clock().now() };
+        Some(Arc::new(Kept::new(version, content, expires_at, verified)))
     }
 
     /// The state as it goes on to the tiers below: with the time left to it here.

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     cache::{
         coverage::{Coverage, Seen},
-        entry::{Content, EntryKey, Kept, KeptValue},
+        entry::{Content, EntryKey, Kept, KeptValue, Verified},
         flight::{Demand, Flights, Joined, Passing, Promise, Settled, Ticket},
         health::Health,
         memory::Memory,
@@ -100,12 +100,12 @@ impl Source for Tier {
             if age > refresh_after(&kept, read.max_age) {
                 self.refresh(&key, read);
             }
-            return Some(kept.answer(read, age, now, CacheStatus::Hit));
+            return Some(kept.answer(read, age, seen.vouches_for(kept.verified()), now, CacheStatus::Hit));
         }
         if self.0.health.is_down() && self.may_be_stale(&seen, &kept, read, now) {
             kept.used(now);
             self.refresh(&key, read);
-            return Some(kept.answer(read, age, now, CacheStatus::Stale));
+            return Some(kept.answer(read, age, seen.vouches_for(kept.verified()), now, CacheStatus::Stale));
         }
         None
     }
@@ -135,7 +135,8 @@ impl Source for Tier {
                         alone = true;
                         continue;
                     };
-                    let Some(answer) = passing.answer(now) else {
+                    let covered = self.0.coverage.seen().vouches_for(passing.verified);
+                    let Some(answer) = passing.answer(now, covered) else {
                         demand.max_age = Duration::ZERO;
                         continue;
                     };
@@ -150,7 +151,8 @@ impl Source for Tier {
                 Settled::Shared { kept, status } => {
                     kept.used(now);
                     let age = now.since(kept.verified_at());
-                    (kept.answer(read, age, now, status), age)
+                    let covered = self.0.coverage.seen().vouches_for(kept.verified());
+                    (kept.answer(read, age, covered, now, status), age)
                 }
             };
             if age <= read.max_age || latest || answer.status == CacheStatus::Stale {
@@ -336,7 +338,7 @@ impl Tier {
         let now = self.0.clock.now();
         let kept = self.look(key, now).filter(|kept| self.may_be_stale(&seen, kept, read, now))?;
         kept.used(now);
-        Some(kept.answer(read, seen.age(&kept, now), now, CacheStatus::Stale))
+        Some(kept.answer(read, seen.age(&kept, now), seen.vouches_for(kept.verified()), now, CacheStatus::Stale))
     }
 
     /// Joins or starts a question, and waits for its end; `None` when something stale may be answered sooner.
@@ -457,7 +459,8 @@ impl Tier {
 
     /// Keeps an answer from above, if nothing newer passed meanwhile.
     async fn take(&self, ticket: Ticket, answer: Answer, held: Option<Arc<Kept>>, sent_at: Moment) -> Result<Taken> {
-        let verified_at = sent_at - answer.age;
+        let at = sent_at - answer.age;
+        let verified = Verified { at, covered_from: if answer.covered { sent_at } else { at } };
         let expires_at = |left: Option<Duration>| left.map_or(Moment::MAX, |left| sent_at + left);
         let status = match (&answer.state, &held) {
             _ if answer.status == CacheStatus::Stale => CacheStatus::Stale,
@@ -466,14 +469,14 @@ impl Tier {
             (_, None) => CacheStatus::Miss,
         };
         let kept = match answer.state {
-            State::Absent => Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified_at)),
+            State::Absent => Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified)),
             State::Unchanged { time_left } => match held {
                 Some(kept) if kept.is_present() && kept.version == answer.version => {
-                    kept.renew(verified_at, time_left.map(|left| sent_at + left));
+                    kept.renew(verified, time_left.map(|left| sent_at + left));
                     kept
                 }
                 Some(kept) if !kept.is_present() => {
-                    Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified_at))
+                    Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified))
                 }
                 _ => {
                     return Err(Error::internal(
@@ -483,7 +486,7 @@ impl Tier {
             },
             State::Present(entry) => {
                 let expires_at = expires_at(entry.time_left);
-                let passing = Passing { entry, version: answer.version, verified_at, expires_at, status };
+                let passing = Passing { entry, version: answer.version, verified, expires_at, status };
                 match self.collect(passing).await? {
                     Collected::Kept(kept) => kept,
                     Collected::Large(passing) => return Ok(self.pass(ticket, passing)),
@@ -519,7 +522,7 @@ impl Tier {
             }
         };
         let content = Content::Present { value, metadata, expiration };
-        Ok(Collected::Kept(Arc::new(Kept::new(passing.version, content, passing.expires_at, passing.verified_at))))
+        Ok(Collected::Kept(Arc::new(Kept::new(passing.version, content, passing.expires_at, passing.verified))))
     }
 
     /// Hands a large value on as it arrives, with a copy made on the way if it may be kept.
@@ -531,13 +534,13 @@ impl Tier {
         let length = value.length();
         let length_max = self.memory().value_bytes_max();
         let value = if length.is_some_and(|length| length <= length_max) {
-            let (version, expires_at, verified_at) = (passing.version, passing.expires_at, passing.verified_at);
+            let (version, expires_at, verified) = (passing.version, passing.expires_at, passing.verified);
             let metadata = metadata.clone();
             // The ticket lives as long as the copy is being made, so that what passes meanwhile raises its floor.
             let at_end = move |copy: Option<KeptValue>| {
                 if let Some(value) = copy {
                     let content = Content::Present { value, metadata, expiration };
-                    ticket.fill(&Arc::new(Kept::new(version, content, expires_at, verified_at)));
+                    ticket.fill(&Arc::new(Kept::new(version, content, expires_at, verified)));
                 }
             };
             let copy = Copy::new(length_max, &self.0.copies);
@@ -594,7 +597,7 @@ impl Tier {
             Some(content) => {
                 let expires_at = written.time_left.map_or(Moment::MAX, |left| sent_at + left);
                 // Unless something newer passed meanwhile.
-                ticket.fill(&Arc::new(Kept::new(written.version, content, expires_at, sent_at)));
+                ticket.fill(&Arc::new(Kept::new(written.version, content, expires_at, Verified::at(sent_at))));
             }
             None => self.0.flights.raise_floor(ticket.key(), written.version),
         }

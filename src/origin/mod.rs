@@ -416,5 +416,5 @@ fn absent(read: &Read, safe: Version) -> Answer {
 }
 
 fn answer(state: State, version: Version) -> Answer {
-    Answer { state, version, age: Duration::ZERO, status: CacheStatus::Bypass }
+    Answer { state, version, age: Duration::ZERO, covered: true, status: CacheStatus::Bypass }
 }

@@ -46,7 +46,9 @@ fn shown(writes: &[(Key, Change)]) -> Vec<String> {
 }
 
 fn over_the_wire(answer: Answer, held: Option<Held>) -> Result<Answer> {
-    let (head, body) = encode_answer(answer, held).into_parts();
+    // As one of our own asks, who is told all.
+    let read = Read { held, asker: Some(FollowerId(1)), ..Read::default() };
+    let (head, body) = encode_answer(answer, &read).into_parts();
     let value = match body {
         Body::Whole(bytes) => Value::Whole(bytes),
         Body::Stream { .. } => unreachable!("these values are whole"),
@@ -83,10 +85,10 @@ proptest! {
     #[test]
     fn a_present_answer_survives_the_wire(
         version in version(), age in milliseconds(), value in bytes(300), metadata in option::of(metadata()),
-        expiration in option::of(0u64..1 << 40), time_left in option::of(milliseconds()),
+        expiration in option::of(0u64..1 << 40), time_left in option::of(milliseconds()), covered: bool,
     ) {
         let entry = || Entry { value: Value::Whole(value.clone()), metadata: metadata.clone(), expiration, time_left };
-        let sent = || Answer { state: State::Present(entry()), version, age, status: CacheStatus::Stale };
+        let sent = || Answer { state: State::Present(entry()), version, age, covered, status: CacheStatus::Stale };
         let arrived = over_the_wire(sent(), None).unwrap();
         prop_assert_eq!(format!("{:?}", arrived), format!("{:?}", sent()));
         let State::Present(Entry { value: Value::Whole(arrived), .. }) = arrived.state else { panic!("present") };
@@ -95,11 +97,11 @@ proptest! {
 
     #[test]
     fn an_absent_or_unchanged_answer_survives_the_wire(
-        version in version(), age in milliseconds(), time_left in option::of(milliseconds()), present: bool,
+        version in version(), age in milliseconds(), time_left in option::of(milliseconds()), present: bool, covered: bool,
     ) {
-        let absent = || Answer { state: State::Absent, version, age, status: CacheStatus::Hit };
+        let absent = || Answer { state: State::Absent, version, age, covered, status: CacheStatus::Hit };
         prop_assert_eq!(format!("{:?}", over_the_wire(absent(), None).unwrap()), format!("{:?}", absent()));
-        let unchanged = || Answer { state: State::Unchanged { time_left }, version, age, status: CacheStatus::Bypass };
+        let unchanged = || Answer { state: State::Unchanged { time_left }, version, age, covered, status: CacheStatus::Bypass };
         let held = Some(Held { version, present });
         prop_assert_eq!(format!("{:?}", over_the_wire(unchanged(), held).unwrap()), format!("{:?}", unchanged()));
     }
@@ -108,7 +110,7 @@ proptest! {
     fn an_age_is_rounded_up_and_a_time_left_down(nanos in 0u64..1 << 50) {
         let exact = Duration::from_nanos(nanos);
         let state = State::Unchanged { time_left: Some(exact) };
-        let answer = Answer { state, version: Version::ZERO, age: exact, status: CacheStatus::Hit };
+        let answer = Answer { state, version: Version::ZERO, age: exact, covered: false, status: CacheStatus::Hit };
         let arrived = over_the_wire(answer, None).unwrap();
         prop_assert!(arrived.age >= exact);
         let State::Unchanged { time_left: Some(left) } = arrived.state else { panic!("unchanged") };

@@ -105,8 +105,6 @@ async fn a_state_that_came_along_replaces_what_is_held_and_makes_nothing() {
     let world = following().await;
     world.upstream.set(&key("held"), Some(b"old"), None);
     world.read("held", within_age(30)).await;
-    // The first echo's watermark is as old as the continuity; from the next on, what comes along is covered.
-    world.pass(SECOND).await;
     world.change("held", Some(b"new"), true).await;
     world.change("other", Some(b"new"), true).await;
     let asked = world.upstream.asked();
@@ -141,6 +139,27 @@ async fn a_state_that_came_along_is_dated_from_the_watermark_and_its_time_left_f
     assert_eq!((answer.status, answer.age), (CacheStatus::Hit, SECOND / 2));
     let State::Present(entry) = answer.state else { panic!("it is there") };
     assert_eq!(entry.time_left, Some(10 * SECOND - SECOND / 2));
+}
+
+/// As upstream's answers are while it has heard no echo for a while.
+#[tokio::test]
+async fn what_was_current_before_the_continuity_is_covered_if_upstreams_feed_covers_it() {
+    for covered in [true, false] {
+        let world = following().await;
+        world.upstream.set(&key("k"), Some(b"v"), None);
+        *world.upstream.age.lock().unwrap() = 2 * SECOND;
+        *world.upstream.covered.lock().unwrap() = covered;
+        let answer = world.tier.get(NAMESPACE, &key("k"), &within_age(30)).await.unwrap();
+        assert_eq!((answer.age, answer.covered), (2 * SECOND, covered));
+        world.pass(5 * SECOND).await;
+        let answer = world.tier.get(NAMESPACE, &key("k"), &within_age(30)).await.unwrap();
+        let expected = if covered { Duration::ZERO..=SECOND } else { 7 * SECOND..=7 * SECOND };
+        assert!(expected.contains(&answer.age) && answer.covered == covered, "{answer:?}");
+        world.gap();
+        settle().await;
+        let answer = world.tier.get(NAMESPACE, &key("k"), &within_age(30)).await.unwrap();
+        assert!(!answer.covered, "{answer:?}");
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ pub(super) struct Upstream {
     pub(super) questions: Mutex<Vec<Read>>,
     /// How old its answers are.
     pub(super) age: Mutex<Duration>,
+    /// Whether its feed covers its answers.
+    pub(super) covered: Mutex<bool>,
     pub(super) failure: Mutex<Option<Kind>>,
     /// Questions wait here, after they have been answered in substance, while it is set.
     pub(super) held_up: Mutex<Option<Arc<Notify>>>,
@@ -33,6 +35,7 @@ impl Upstream {
             last: AtomicU64::new(100),
             questions: Mutex::default(),
             age: Mutex::default(),
+            covered: Mutex::new(true),
             failure: Mutex::default(),
             held_up: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -101,7 +104,7 @@ impl Upstream {
             }
             _ => (State::Absent, safe),
         };
-        Answer { state, version, age, status: CacheStatus::Bypass }
+        Answer { state, version, age, covered: *self.covered.lock().unwrap(), status: CacheStatus::Bypass }
     }
 }
 
