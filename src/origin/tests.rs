@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+mod feed;
 #[cfg(feature = "figures")]
 mod figures;
 mod lists;
