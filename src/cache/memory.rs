@@ -30,7 +30,7 @@ type Entries = Cache<EntryKey, Arc<Kept>, Cost, ahash::RandomState>;
 #[derive(Clone)]
 struct Cost;
 
-const ENTRY_OVERHEAD_BYTES: usize = 360;
+const ENTRY_OVERHEAD_BYTES: usize = 376;
 
 impl Weighter<EntryKey, Arc<Kept>> for Cost {
     fn weight(&self, key: &EntryKey, kept: &Arc<Kept>) -> u64 {

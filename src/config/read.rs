@@ -75,7 +75,8 @@ fn millis(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {
     Duration::from_millis(from)..=Duration::from_millis(to)
 }
 
-const MINUTE: u64 = 60 * 1000;
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const TIB: u64 = MIB * MIB;
 
@@ -177,7 +178,7 @@ fn tier(mut section: Section<'_, '_>) -> Placed<Tier> {
             .number("upstream_concurrency", 1..=100_000)
             .unwrap_or(default.upstream_concurrency),
         refills: section.number("refills", 1..=100_000).unwrap_or(default.refills),
-        feed_interval: section.duration("feed_interval", millis(10, MINUTE)).unwrap_or(default.feed_interval),
+        feed_interval: section.duration("feed_interval", millis(10, 10 * SECOND)).unwrap_or(default.feed_interval),
         ..default
     };
     section.finish(tier)
