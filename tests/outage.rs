@@ -4,18 +4,19 @@ mod support;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use support::{Answer, Server, ask, timed, wait_until};
+use support::{Answer, Server, ask, make_namespace, timed, wait_until};
 
 const SECRET: &str = "a-secret-of-the-cluster-for-tests-only";
 
 /// Origin, central tier, region and the edge `away`, far from its region, with deadlines that a test can wait for.
 struct World {
-    folder: tempfile::TempDir,
     centre: Server,
     region: Server,
     away: Server,
     token: String,
     namespace: String,
+    /// The last to go: a failure shows the logs in it.
+    folder: tempfile::TempDir,
 }
 
 /// How long `away` may take to give up: its own deadline, with four trips over the emulated distance, and as much again since the machine
@@ -42,7 +43,7 @@ impl World {
         let away = format!("{}{away}\nlisten = \"127.0.0.1:0\"\nupstream = \"{}\"\n", common(), region.tier());
         let away = Server::start(folder.path(), "away", &away);
         let (account, token) = centre.account();
-        let (token, namespace) = (token.to_owned(), make_namespace(centre.tier(), account));
+        let (token, namespace) = (token.to_owned(), make_namespace(centre.tier(), SECRET, account, "test"));
         World { folder, centre, region, away, token, namespace }
     }
 
@@ -73,27 +74,8 @@ impl World {
     }
 }
 
-/// Makes a namespace as one of our own servers does.
-fn make_namespace(centre: SocketAddr, account: &str) -> String {
-    let bearer = format!("Bearer {SECRET}");
-    let change = serde_json::json!({ "account": account, "change": "create-namespace", "title": "test", "jurisdiction": null, "mode": null });
-    let answer = ask(centre, "POST", "/kvasar/control", &[("authorization", &bearer)], change.to_string().as_bytes());
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let id = answer.json()["controlled"]["namespace"]["id"].as_str().map(str::to_owned);
-    id.unwrap_or_else(|| panic!("{answer:?} names no namespace"))
-}
-
-fn cache_status(answer: &Answer) -> &str {
-    answer.header("cf-cache-status").unwrap_or_else(|| panic!("{answer:?} does not say how it was come by"))
-}
-
-fn age_ms(answer: &Answer) -> u64 {
-    let age = answer.header("kvasar-age-ms").and_then(|age| age.parse().ok());
-    age.unwrap_or_else(|| panic!("{answer:?} has no age"))
-}
-
 fn assert_held(answer: &Answer, value: &str, status: &str) {
-    let found = (answer.status, cache_status(answer), String::from_utf8_lossy(&answer.body));
+    let found = (answer.status, answer.cache_status(), String::from_utf8_lossy(&answer.body));
     assert_eq!(found, (200, status, value.into()));
     assert!(answer.header("kvasar-version").is_some_and(|version| version.len() == 16), "{answer:?}");
 }
@@ -118,17 +100,19 @@ fn a_location_serves_what_it_holds_while_the_centre_stands_still_and_is_current_
     world.centre.signal("STOP");
     assert_held(&world.read("held"), "first", "HIT");
 
-    wait_until("what is held to be older than the reads to come accept", || age_ms(&world.read("held")) > 1200);
+    wait_until("what is held to be older than the reads to come accept", || {
+        world.read("held").age() > Duration::from_millis(1200)
+    });
     let stale = world.read_within("held", "300");
     assert_held(&stale, "first", "STALE");
-    assert!(age_ms(&stale) > 1200, "{stale:?}");
+    assert!(stale.age() > Duration::from_millis(1200), "{stale:?}");
     wait_until("the age of what is stale to grow", || {
         let later = world.read_within("held", "300");
         assert_held(&later, "first", "STALE");
-        age_ms(&later) > age_ms(&stale) + 500
+        later.age() > stale.age() + Duration::from_millis(500)
     });
     let absent = world.read_within("known-absent", "300");
-    assert_eq!((absent.status, cache_status(&absent)), (404, "STALE"));
+    assert_eq!((absent.status, absent.cache_status()), (404, "STALE"));
 
     assert_refused(|| world.read("cold"));
     assert_refused(|| world.request(world.away.tier(), "PUT", "refused", &[], b"value"));
@@ -140,10 +124,10 @@ fn a_location_serves_what_it_holds_while_the_centre_stands_still_and_is_current_
     wait_until("the new value at the location", || {
         let answer = world.read_within("held", "300");
         let current = answer.body == b"second";
-        assert!(current || cache_status(&answer) == "STALE", "{answer:?}");
+        assert!(current || answer.cache_status() == "STALE", "{answer:?}");
         current
     });
-    wait_until("what is current to be answered as such", || cache_status(&world.read_within("held", "300")) != "STALE");
+    wait_until("what is current to be answered as such", || world.read_within("held", "300").cache_status() != "STALE");
     wait_until("the cold key to be looked up", || world.read("cold").status == 404);
     wait_until("the location to write again", || {
         world.request(world.away.tier(), "PUT", "own", &[], b"value").status == 200
@@ -168,7 +152,7 @@ fn a_killed_region_comes_back_empty_and_every_role_stops_cleanly() {
     world.write("cold", "found");
     wait_until("the location to find its region again", || world.read("cold").body == b"found");
     let renewed = world.read_within("held", "1");
-    assert_eq!((renewed.status, cache_status(&renewed), &*renewed.body), (200, "REVALIDATED", b"value".as_slice()));
+    assert_eq!((renewed.status, renewed.cache_status(), &*renewed.body), (200, "REVALIDATED", b"value".as_slice()));
 
     for (name, server) in [("away", world.away), ("region", world.region), ("centre", world.centre)] {
         assert_eq!(ask(server.admin(), "GET", "/readyz", &[], b"").status, 200, "{name}");

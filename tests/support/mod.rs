@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test file takes of it what it needs")]
 
+pub(crate) mod chain;
+
 use std::{
     fs::{self, File},
     io::{Read, Write},
@@ -83,6 +85,11 @@ impl Server {
         self.address(&format!("/tiers/{}/listen", listening[0]))
     }
 
+    /// Where its origin listens.
+    pub(crate) fn origin(&self) -> SocketAddr {
+        self.address("/origin/listen")
+    }
+
     /// Id and token of the account that its origin made.
     pub(crate) fn account(&self) -> (&str, &str) {
         let text = |field: &str| self.ready["accounts"][0][field].as_str().expect("a ready file has an account");
@@ -106,7 +113,15 @@ impl Server {
         ended.expect("it was waited for")
     }
 
-    fn log(&self) -> String {
+    /// A line of the system's status of the process, in bytes: `VmRSS` is what it holds in memory. `None` where the system has no such file.
+    pub(crate) fn memory(&self, line: &str) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let kib =
+            status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
+        kib?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_else(|e| format!("({} can't be read: {e})", self.log.display()))
     }
 }
@@ -137,6 +152,20 @@ impl Answer {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
+    /// How it was come by.
+    pub(crate) fn cache_status(&self) -> &str {
+        self.header("cf-cache-status").unwrap_or_else(|| panic!("{self:?} does not say how it was come by"))
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        let age = self.header("kvasar-age-ms").and_then(|age| age.parse().ok());
+        Duration::from_millis(age.unwrap_or_else(|| panic!("{self:?} has no age")))
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        self.header("kvasar-version").unwrap_or_else(|| panic!("{self:?} has no version"))
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{self:?} is not JSON: {e}"))
     }
@@ -160,6 +189,19 @@ pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &s
     };
     let answer = exchange().unwrap_or_else(|e| panic!("{method} {path} at {to}: {e}"));
     parse(&answer).unwrap_or_else(|| panic!("{method} {path} at {to}: {}", String::from_utf8_lossy(&answer)))
+}
+
+/// Makes a namespace as one of our own servers does.
+pub(crate) fn make_namespace(at: SocketAddr, secret: &str, account: &str, title: &str) -> String {
+    let bearer = format!("Bearer {secret}");
+    let change = serde_json::json!({
+        "account": account, "change": "create-namespace", "title": title, "jurisdiction": null, "mode": null
+    });
+    let headers = [("authorization", bearer.as_str())];
+    let answer = ask(at, "POST", "/kvasar/control", &headers, change.to_string().as_bytes());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let id = answer.json()["controlled"]["namespace"]["id"].as_str().map(str::to_owned);
+    id.unwrap_or_else(|| panic!("{answer:?} names no namespace"))
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {
@@ -202,16 +244,25 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let pause = Duration::from_millis(20);
     while !holds() {
         assert!(waited < PATIENCE, "waited {waited:?} for {what}");
-        #[expect(clippy::disallowed_methods, reason = "other processes do not live by this test's clock")]
-        thread::sleep(pause);
+        sleep(pause);
         waited += pause;
     }
 }
 
-/// What it came to, and how long it took.
+/// Lets the processes go on.
 #[expect(clippy::disallowed_methods, reason = "other processes do not live by this test's clock")]
+pub(crate) fn sleep(time: Duration) {
+    thread::sleep(time);
+}
+
+#[expect(clippy::disallowed_methods, reason = "other processes do not live by this test's clock")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// What it came to, and how long it took.
 pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
+    let start = now();
     let output = work();
     (output, start.elapsed())
 }
