@@ -121,6 +121,7 @@ impl Tier {
                 let goes_on = place.position.is_some_and(|last| last.sequence == position.sequence);
                 if !(resumed && goes_on) {
                     self.begin_continuity(place);
+                    self.feed().relay(&[Item::Gap]);
                 }
                 tracing::info!(tier = self.name(), resumed, sequence = position.sequence, "following the purge feed");
                 place.position = Some(position);
@@ -132,13 +133,10 @@ impl Tier {
                 }
                 // A change comes from the origin itself: whoever thought it away may ask again.
                 self.health().heard();
-                for item in items {
-                    // The place moves on with each, so that what was applied is never asked for again.
-                    if let Some(position) = &mut place.position {
-                        position.sequence += 1;
-                    }
-                    self.apply(item, place);
-                }
+                position.sequence += items.len() as u64;
+                // All of them are applied before any is relayed (F2): whoever asks after hearing of one finds nothing older here.
+                let applied: Vec<Item> = items.into_iter().map(|item| self.apply(item, place)).collect();
+                self.feed().relay(&applied);
             }
             Message::Echo(echo) => self.hear(echo, place, opened_at)?,
         }
@@ -162,32 +160,33 @@ impl Tier {
         Ok(())
     }
 
-    /// Something may have been missed (F6): what was verified before now is covered no more, here and below.
+    /// Something may have been missed (F6): what was verified before now is covered no more. Those below are to be told.
     fn begin_continuity(&self, place: &mut Place) {
         place.mark = None;
         self.coverage().begin(self.clock().now());
         self.feed().knows(None);
-        self.feed().relay(&[Item::Gap]);
     }
 
-    fn apply(&self, item: Item, place: &mut Place) {
+    /// Applies an item to what is held, and answers it as it goes on to the tiers below.
+    fn apply(&self, item: Item, place: &mut Place) -> Item {
         match item {
-            Item::Gap => self.begin_continuity(place),
+            Item::Gap => {
+                self.begin_continuity(place);
+                Item::Gap
+            }
             Item::Namespace { namespace, version } => {
                 self.flights().purge_namespace(namespace, version);
-                self.feed().relay(&[Item::Namespace { namespace, version }]);
+                Item::Namespace { namespace, version }
             }
             Item::Purge(Purge { namespace, key, version, state }) => {
                 let key = EntryKey { namespace, key };
                 let pushed = state.and_then(|state| self.pushed(&state, version, place).map(|kept| (state, kept)));
                 let (state, kept) = pushed.unzip();
-                // F2: before the relay, so that whoever asks after hearing of it finds nothing older here.
                 if let Some(dropped) = self.flights().purge(&key, version, kept.as_ref()) {
                     self.refetch(&key, version, &dropped);
                 }
                 let state = state.map(|state| self.passed_on(state, kept.as_deref()));
-                let EntryKey { namespace, key } = key;
-                self.feed().relay(&[Item::Purge(Purge { namespace, key, version, state })]);
+                Item::Purge(Purge { namespace, key: key.key, version, state })
             }
         }
     }
