@@ -182,3 +182,93 @@ fn used_unit(moment: Moment) -> u32 {
     // Wraps after a century and a third: what was used just before then counts as unused.
     (moment.as_nanos() / USED_UNIT_NANOS) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment::from_nanos(1 << 40);
+
+    fn kept(version: u64, value: Option<KeptValue>) -> Kept {
+        let content = match value {
+            Some(value) => Content::Present { value, metadata: Some(Bytes::from_static(b"{}")), expiration: Some(9) },
+            None => Content::Absent,
+        };
+        Kept::new(Version::from_u64(version), content, NOW + Duration::from_secs(5), Verified::at(Moment::ZERO))
+    }
+
+    fn whole() -> Option<KeptValue> {
+        Some(KeptValue::Whole(Bytes::from_static(b"value")))
+    }
+
+    #[test]
+    fn unchanged_is_what_the_asker_holds_in_that_version_or_an_earlier_absence() {
+        let check = |kept: &Kept, held: Option<(u64, bool)>, expected: bool| {
+            let held = held.map(|(version, present)| Held { version: Version::from_u64(version), present });
+            let read = Read { held, ..Read::default() };
+            let answer = kept.answer(&read, Duration::ZERO, false, NOW, CacheStatus::Hit);
+            assert_eq!(matches!(answer.state, State::Unchanged { .. }), expected, "{kept:?}, {held:?}");
+            assert_eq!(answer.version, kept.version);
+        };
+        let present = kept(5, whole());
+        check(&present, None, false);
+        check(&present, Some((5, true)), true);
+        for other in [(4, true), (6, true), (5, false), (4, false)] {
+            check(&present, Some(other), false);
+        }
+        let absent = kept(5, None);
+        check(&absent, None, false);
+        check(&absent, Some((5, false)), true);
+        check(&absent, Some((4, false)), true);
+        for other in [(6, false), (5, true), (4, true)] {
+            check(&absent, Some(other), false);
+        }
+    }
+
+    #[test]
+    fn an_answer_says_all_that_is_kept_and_what_is_left_of_it() {
+        let parts: Arc<[Bytes]> = [Bytes::from_static(b"va"), Bytes::from_static(b"lue")].into();
+        for value in [whole(), Some(KeptValue::Parts(parts))] {
+            let answer = kept(5, value).answer(&Read::default(), Duration::from_secs(3), true, NOW, CacheStatus::Hit);
+            assert_eq!((answer.age, answer.covered), (Duration::from_secs(3), true));
+            let State::Present(entry) = answer.state else { panic!("it is there") };
+            assert_eq!(entry.value.length(), Some(5));
+            assert_eq!((entry.metadata, entry.expiration), (Some(Bytes::from_static(b"{}")), Some(9)));
+            assert_eq!(entry.time_left, Some(Duration::from_secs(5)));
+        }
+    }
+
+    #[test]
+    fn its_length_is_that_of_its_value_and_metadata() {
+        let parts: Arc<[Bytes]> = [Bytes::from_static(b"va"), Bytes::from_static(b"lue")].into();
+        assert_eq!(kept(5, whole()).length(), 7);
+        assert_eq!(kept(5, Some(KeptValue::Parts(parts))).length(), 7);
+        assert_eq!(kept(5, None).length(), 0);
+    }
+
+    #[test]
+    fn a_proof_only_ever_moves_on() {
+        let kept = kept(5, whole());
+        let at = |seconds| Moment::ZERO + Duration::from_secs(seconds);
+        kept.renew(Verified { at: at(10), covered_from: at(12) }, Some(NOW + Duration::from_secs(9)));
+        kept.renew(Verified { at: at(8), covered_from: at(11) }, Some(NOW));
+        assert_eq!(kept.verified(), Verified { at: at(10), covered_from: at(12) });
+        assert_eq!(kept.expires_at(), NOW + Duration::from_secs(9));
+        assert!(kept.is_expired(NOW + Duration::from_secs(9)) && !kept.is_expired(NOW + Duration::from_secs(8)));
+    }
+
+    #[test]
+    fn it_was_used_when_a_reader_was_answered_with_it_or_with_what_it_replaced() {
+        let minute = Duration::from_secs(60);
+        let (read, unread) = (kept(5, whole()), kept(5, whole()));
+        read.used(NOW);
+        assert!(read.was_used_within(minute, NOW) && read.was_used_within(minute, NOW + minute));
+        assert!(!read.was_used_within(minute, NOW + minute + Duration::from_secs(3)));
+        assert!(!unread.was_used_within(minute, NOW));
+        let replacing = kept(6, whole());
+        replacing.used_as(&read);
+        assert!(replacing.was_used_within(minute, NOW));
+        replacing.used_as(&unread);
+        assert!(!replacing.was_used_within(minute, NOW));
+    }
+}

@@ -465,4 +465,86 @@ mod tests {
         flights.write(&key).fill(&absent(5));
         assert!(flights.memory().get(&key).unwrap().is_present());
     }
+
+    #[test]
+    fn a_question_that_ended_leaves_nothing_behind_and_no_other_with_it() {
+        let (flights, key) = flights();
+        let (first, _first, _) = lead(&flights, &key);
+        let second = flights.write(&key);
+        drop(first);
+        assert_eq!(flights.shard(&key).flights[&key].len(), 1);
+        flights.raise_floor(&key, Version::from_u64(7));
+        assert!(!second.fill(&absent(6)));
+        drop(second);
+        assert!(flights.shard(&key).flights.is_empty());
+    }
+
+    #[test]
+    fn a_value_that_passes_takes_what_is_older_with_it_and_is_refused_if_it_is_older_itself() {
+        let (flights, key) = flights();
+        flights.write(&key).fill(&absent(5));
+        let (late, _late, _) = lead(&flights, &key);
+        let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        assert!(!early.passes(Version::from_u64(4)));
+        assert!(flights.memory().get(&key).is_some());
+        assert!(early.passes(Version::from_u64(6)));
+        assert!(flights.memory().get(&key).is_none());
+        assert!(!late.passes(Version::from_u64(5)) && !late.fill(&absent(5)));
+        assert!(late.fill(&absent(6)));
+        // Of the version that is held it is the same value.
+        assert!(early.passes(Version::from_u64(6)));
+        assert!(flights.memory().get(&key).is_some());
+    }
+
+    #[test]
+    fn a_value_that_passes_expires_when_its_time_has_come() {
+        let passing = || {
+            let entry = Entry { value: bytes::Bytes::new().into(), metadata: None, expiration: None, time_left: None };
+            let (at, expires_at) = (Moment::ZERO + Duration::from_secs(1), Moment::ZERO + Duration::from_secs(9));
+            let (verified, status) = (Verified::at(at), CacheStatus::Miss);
+            Passing { entry, version: Version::from_u64(5), verified, expires_at, status }
+        };
+        let time_left = |answer: Answer| match answer.state {
+            State::Present(entry) => entry.time_left,
+            other => panic!("{other:?}"),
+        };
+        let answer = passing().answer(Moment::ZERO + Duration::from_secs(4), true).expect("it has not expired");
+        assert_eq!((answer.age, answer.covered), (Duration::from_secs(3), true));
+        assert_eq!(time_left(answer), Some(Duration::from_secs(5)));
+        assert!(passing().answer(Moment::ZERO + Duration::from_secs(9), true).is_none());
+        let never = Passing { expires_at: Moment::MAX, ..passing() };
+        assert_eq!(
+            time_left(never.answer(Moment::ZERO + Duration::from_secs(9), true).expect("it never expires")),
+            None
+        );
+    }
+
+    #[test]
+    fn a_purge_replaces_what_is_older_and_makes_nothing() {
+        let (flights, key) = flights();
+        assert!(flights.purge(&key, Version::from_u64(5), Some(&absent(5))).is_none());
+        assert!(flights.memory().get(&key).is_none(), "nothing was held");
+        flights.write(&key).fill(&absent(5));
+        for version in [4, 5] {
+            assert!(flights.purge(&key, Version::from_u64(version), None).is_none());
+            assert!(flights.memory().get(&key).is_some(), "what is held is no older than {version}");
+        }
+        assert!(flights.purge(&key, Version::from_u64(6), Some(&absent(6))).is_none());
+        assert_eq!(flights.memory().get(&key).unwrap().version, Version::from_u64(6));
+        assert_eq!(flights.purge(&key, Version::from_u64(7), None).unwrap().version, Version::from_u64(6));
+        assert!(flights.memory().get(&key).is_none());
+    }
+
+    #[test]
+    fn a_removed_namespace_raises_the_floor_of_its_keys_and_of_no_others() {
+        let (flights, key) = flights();
+        let other = EntryKey { namespace: NamespaceId::from_u128(2), key: key.key.clone() };
+        let (gone, stays) = (flights.write(&key), flights.write(&other));
+        flights.write(&key).fill(&absent(5));
+        flights.write(&other).fill(&absent(5));
+        flights.purge_namespace(key.namespace, Version::from_u64(6));
+        assert!(flights.memory().get(&key).is_none() && flights.memory().get(&other).is_some());
+        assert!(!gone.fill(&absent(5)) && stays.fill(&absent(5)));
+        assert!(gone.fill(&absent(6)));
+    }
 }

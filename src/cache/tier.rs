@@ -155,6 +155,10 @@ impl Source for Tier {
                     (kept.answer(read, age, covered, now, status), age)
                 }
             };
+            if answer.status == CacheStatus::Stale && age > self.0.settings.stale_if_unreachable {
+                // What upstream may still answer has grown too old on the way (R5).
+                return Err(Error::unavailable("upstream is cut off, and what it holds is too old"));
+            }
             if age <= read.max_age || latest || answer.status == CacheStatus::Stale {
                 return Ok(answer);
             }

@@ -305,6 +305,19 @@ async fn a_location_reads_its_own_writes_at_once() {
     assert_eq!(w.read("k", within_age(60)).await.0, Some("many".into()));
 }
 
+/// Upstream is cut off itself, and answers what it holds, marked.
+#[tokio::test]
+async fn what_upstream_answers_marked_is_passed_on_until_it_is_too_old() {
+    let w = world_with(|settings| settings.stale_if_unreachable = 100 * SECOND);
+    w.upstream.set(&key("k"), Some(b"v"), None);
+    *w.upstream.status.lock().unwrap() = CacheStatus::Stale;
+    *w.upstream.age.lock().unwrap() = 100 * SECOND;
+    assert_eq!(w.read("k", within_age(60)).await, (Some("v".into()), CacheStatus::Stale, 100 * SECOND));
+    *w.upstream.age.lock().unwrap() = 101 * SECOND;
+    w.upstream.set(&key("k2"), Some(b"v"), None);
+    assert_eq!(w.try_read("k2", within_age(60)).await.unwrap_err().kind, Kind::Unavailable);
+}
+
 #[tokio::test]
 async fn a_write_too_large_to_keep_still_hides_what_was_held() {
     let w = world_with(|settings| settings.cache_bytes = 1 << 20);

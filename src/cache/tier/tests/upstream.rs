@@ -15,6 +15,7 @@ pub(super) struct Upstream {
     pub(super) age: Mutex<Duration>,
     /// Whether its feed covers its answers.
     pub(super) covered: Mutex<bool>,
+    pub(super) status: Mutex<CacheStatus>,
     pub(super) failure: Mutex<Option<Kind>>,
     /// Questions wait here, after they have been answered in substance, while it is set.
     pub(super) held_up: Mutex<Option<Arc<Notify>>>,
@@ -36,6 +37,7 @@ impl Upstream {
             questions: Mutex::default(),
             age: Mutex::default(),
             covered: Mutex::new(true),
+            status: Mutex::new(CacheStatus::Bypass),
             failure: Mutex::default(),
             held_up: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -104,7 +106,7 @@ impl Upstream {
             }
             _ => (State::Absent, safe),
         };
-        Answer { state, version, age, covered: *self.covered.lock().unwrap(), status: CacheStatus::Bypass }
+        Answer { state, version, age, covered: *self.covered.lock().unwrap(), status: *self.status.lock().unwrap() }
     }
 }
 
