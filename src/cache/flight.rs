@@ -425,7 +425,9 @@ mod tests {
         let (ticket, promise, _flight) = lead(&flights, &key);
         assert!(matches!(flights.join(&key, DEMAND, false), Joined::Following(_)));
         assert!(matches!(flights.join(&key, DEMAND, true), Joined::Leading(..)));
+        assert!(flights.is_asking(&key));
         promise.settle(Settled::Shared { kept: absent(5), status: CacheStatus::Miss });
+        assert!(!flights.is_asking(&key));
         assert!(matches!(flights.join(&key, DEMAND, false), Joined::Leading(..)));
         drop(ticket);
     }
