@@ -549,4 +549,35 @@ mod tests {
         assert!(!gone.fill(&absent(5)) && stays.fill(&absent(5)));
         assert!(gone.fill(&absent(6)));
     }
+
+    #[test]
+    fn a_floor_takes_what_is_older_with_it_and_nothing_else() {
+        let (flights, key) = flights();
+        flights.write(&key).fill(&absent(5));
+        for version in [4, 5] {
+            flights.raise_floor(&key, Version::from_u64(version));
+            assert!(flights.memory().get(&key).is_some(), "what is held is no older than {version}");
+        }
+        flights.raise_floor(&key, Version::from_u64(6));
+        assert!(flights.memory().get(&key).is_none());
+    }
+
+    #[test]
+    fn at_its_deadline_an_entry_is_dropped_unless_it_was_renewed_or_replaced() {
+        let (flights, key) = flights();
+        let at = |seconds| Moment::ZERO + Duration::from_secs(seconds);
+        let expiring = || {
+            let content = Content::Absent;
+            Arc::new(Kept::new(Version::from_u64(5), content, at(10), Verified::at(Moment::ZERO)))
+        };
+        let (first, another) = (expiring(), expiring());
+        flights.write(&key).fill(&first);
+        flights.drop_expired(&key, &another, at(20));
+        assert!(flights.memory().get(&key).is_some(), "it is another one");
+        first.renew(Verified::at(at(5)), Some(at(30)));
+        flights.drop_expired(&key, &first, at(20));
+        assert!(flights.memory().get(&key).is_some(), "it was renewed");
+        flights.drop_expired(&key, &first, at(30));
+        assert!(flights.memory().get(&key).is_none());
+    }
 }
