@@ -13,6 +13,8 @@ async fn following() -> World {
     world.follow();
     settle().await;
     assert_eq!(world.tier.feed_age(), Some(Duration::ZERO));
+    // What is asked for in the very instant of the continuity's start is not covered by it.
+    world.clock.advance(Duration::from_nanos(1));
     world
 }
 
@@ -211,6 +213,25 @@ async fn a_gap_ends_what_the_feed_covers_and_not_what_it_had_proven() {
     world.pass(10 * SECOND).await;
     let (_, status, age) = world.read("k", within_age(2)).await;
     assert!(status == CacheStatus::Hit && age <= SECOND, "{status:?} {age:?}");
+}
+
+/// Both come in one frame, and no time passes in between.
+#[tokio::test]
+async fn a_state_that_came_along_just_before_a_gap_is_not_covered_after_it() {
+    let world = following().await;
+    world.upstream.set(&key("k"), Some(b"old"), None);
+    world.read("k", within_age(30)).await;
+    world.pass(SECOND).await;
+    let version = world.upstream.set(&key("k"), Some(b"new"), None);
+    let new = Bytes::from_static(b"new");
+    let state = Some(Pushed::Present { value: new, metadata: None, expiration: None, time_left: None });
+    let purge = Purge { namespace: NAMESPACE, key: key("k"), version, state };
+    world.upstream.feed.publish(&[Item::Purge(purge), Item::Gap], version);
+    settle().await;
+    world.pass(10 * SECOND).await;
+    let (found, _, age) = world.read("k", within_age(30)).await;
+    assert_eq!(found, value("new"));
+    assert!(age >= 10 * SECOND, "{age:?}");
 }
 
 #[tokio::test]
