@@ -41,7 +41,7 @@ const PINGS_MAX: usize = 4;
 /// How soon a lost link is tried again, at first and at last; jittered, so that not all come back at once.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
-/// After so many intervals without a word, at the next one a link is given up.
+/// After so many intervals and a round trip without a word, at the next one a link is given up.
 const SILENT_INTERVALS: u32 = 2;
 /// An echo older than so many intervals shows that upstream is there, but not the tiers above it.
 const AWAY_INTERVALS: u32 = 3;
@@ -86,6 +86,8 @@ impl Tier {
         let mut frames = opened.map_err(|_| silent("upstream did not answer to the wish to follow it"))??;
         let mut decoder = Decoder::default();
         let mut heard_at = self.clock().now();
+        // An answer takes as long; a link is not silent because it is long.
+        let mut round_trip = heard_at.since(opened_at);
         let mut tick = self.clock().sleep(Duration::ZERO);
         let mut started = false;
         loop {
@@ -93,7 +95,7 @@ impl Tier {
                 biased;
                 () = &mut tick => {
                     let now = self.clock().now();
-                    if now.since(heard_at) >= interval * SILENT_INTERVALS {
+                    if now.since(heard_at) >= interval * SILENT_INTERVALS + round_trip {
                         return Err(silent("upstream's feed went silent"));
                     }
                     // One that finds no room would tell nothing that those before it don't.
@@ -108,6 +110,9 @@ impl Tier {
                             return Err(garbled("before its start"));
                         }
                         started = true;
+                        if let Message::Echo(echo) = &message {
+                            round_trip = heard_at.since(Moment::from_nanos(echo.stamp));
+                        }
                         self.take_message(message, place, opened_at)?;
                     }
                 }
