@@ -83,8 +83,9 @@ impl Coverage {
         }
         self.watermark.store(Moment::ZERO.as_nanos(), Ordering::Release);
         self.version.store(Version::ZERO.as_u64(), Ordering::Release);
-        // Of what was learnt in this very instant nobody can tell whether it was before the gap.
-        let start = now + Duration::from_nanos(1);
+        // Of what was learnt in this very instant nobody can tell whether it was before the gap; and no two continuities begin at one moment.
+        let earlier = if ended.start == Moment::MAX { Moment::ZERO } else { ended.start };
+        let start = now.max(earlier) + Duration::from_nanos(1);
         self.start.store(start.as_nanos(), Ordering::Release);
     }
 
@@ -181,6 +182,16 @@ mod tests {
         coverage.begin(at(300));
         check(&coverage, 41, 41);
         check(&coverage, 112, 115);
+    }
+
+    #[test]
+    fn two_gaps_in_one_instant_are_two() {
+        let coverage = Coverage::new();
+        coverage.begin(at(20));
+        let kept = Kept::new(Version::from_u64(5), Content::Absent, Moment::MAX, Verified::at(coverage.seen().start));
+        assert!(coverage.seen().vouches_for(kept.verified()));
+        coverage.begin(at(20));
+        assert!(!coverage.seen().vouches_for(kept.verified()));
     }
 
     #[test]
