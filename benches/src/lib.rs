@@ -2,6 +2,8 @@
 //!
 //! A measurement that finds a wrong answer panics: a figure about wrong answers is none.
 
+pub mod chain;
 pub mod chance;
 pub mod client;
+pub mod line;
 pub mod process;

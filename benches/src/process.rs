@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -26,10 +27,12 @@ pub struct Server {
 
 impl Server {
     /// Runs the binary with these arguments until it has written its ready file; on one core of the machine if one is given. What it logs goes to
-    /// `server.log` in the folder.
+    /// `server.log` in the folder, behind what an earlier run there has logged.
     pub fn start(folder: &Path, core: Option<usize>, arguments: &[&str]) -> Server {
         let ready_file = folder.join("ready.json");
-        let log = fs::File::create(folder.join("server.log")).expect("a log is made");
+        // A missing file is what it is to be.
+        let _ = fs::remove_file(&ready_file);
+        let log = fs::File::options().create(true).append(true).open(folder.join("server.log")).expect("a log is made");
         let mut command = match core {
             Some(core) => {
                 let mut command = Command::new("taskset");
@@ -58,6 +61,17 @@ impl Server {
     pub fn text(&self, pointer: &str) -> &str {
         let found = self.ready.pointer(pointer).and_then(Value::as_str);
         found.unwrap_or_else(|| panic!("{} has no {pointer}", self.ready))
+    }
+
+    /// What follows a text of the ready file that begins like a URL, as an address.
+    pub fn address(&self, pointer: &str) -> SocketAddr {
+        let text = self.text(pointer).trim_start_matches("http://");
+        text.parse().unwrap_or_else(|e| panic!("{pointer} of {} is no address: {e}", self.ready))
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().and_then(|()| self.child.wait()).expect("the server is killed");
     }
 
     pub fn id(&self) -> u32 {
@@ -103,6 +117,18 @@ pub fn median(figures: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
+}
+
+/// The figure below which that share of them lies; sorts them.
+pub fn quantile<T: Copy + PartialOrd>(figures: &mut [T], share: f64) -> T {
+    figures.sort_by(|a, b| a.partial_cmp(b).expect("figures can be compared"));
+    figures[((figures.len() - 1) as f64 * share).round() as usize]
+}
+
+/// How many processes run or wait for a core, on average over the last minute.
+pub fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or("an unknown number").to_owned()
 }
 
 pub const MIB: f64 = 1024.0 * 1024.0;
