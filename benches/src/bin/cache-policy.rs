@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use kvasar::{
     cache::{
-        entry::{Content, EntryKey, Kept, KeptValue},
+        entry::{Content, EntryKey, Kept, KeptValue, Verified},
         memory::Memory,
     },
     clock::{Clock, Moment, RealClock},
@@ -273,7 +273,7 @@ impl Kvasar {
 
     fn kept(&self, value: Bytes) -> Arc<Kept> {
         let content = Content::Present { value: KeptValue::Whole(value), metadata: None, expiration: None };
-        Arc::new(Kept::new(Version::from_u64(1), content, Moment::MAX, self.clock.now()))
+        Arc::new(Kept::new(Version::from_u64(1), content, Moment::MAX, Verified::at(self.clock.now())))
     }
 }
 
