@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use hyper::Method;
+use kvasar::api::auth::hash;
 use kvasar_benches::{
-    chain::{Chain, read, write},
+    chain::{Chain, SECRET, read, write},
     chance::Chance,
+    client::Client,
     line::Line,
     process::{load, quantile},
 };
@@ -15,6 +18,7 @@ use tokio::time::Instant;
 
 const TRIP: Duration = Duration::from_millis(80);
 const SAMPLES: usize = 300;
+const REVOKED: usize = 50;
 /// How often `away` is asked. A read that finds the write in the meantime is that much late.
 const POLL: Duration = Duration::from_millis(1);
 /// What was never seen by then is lost.
@@ -61,7 +65,59 @@ async fn main() {
             late.push(case.name);
         }
     }
+    let (mut took, accepted) = revoke(&chain).await;
+    let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(&mut took, share));
+    println!(
+        "| a revoked token is refused, {REVOKED} samples | {:.1} ms, {:.2} trips | {:.1} ms | {:.1} ms | accepted {accepted} times in between |",
+        millis(p50),
+        p50.as_secs_f64() / TRIP.as_secs_f64(),
+        millis(p99),
+        millis(max)
+    );
+    if p99 > TRIP * 2 + Duration::from_millis(100) {
+        late.push("a revoked token");
+    }
     assert!(late.is_empty(), "later than promised: {late:?}");
+}
+
+/// Revokes tokens at the centre that are in use at `away`; answers how long after the acknowledgement each was refused there.
+async fn revoke(chain: &Chain) -> (Vec<Duration>, usize) {
+    let control = Client::new(vec![("authorization", format!("Bearer {SECRET}"))]);
+    let url = format!("http://{}/kvasar/control", chain.centre.address());
+    let account = chain.origin.server.text("/accounts/0/account_id");
+    let namespace = chain.headers.lines().find(|line| line.starts_with("kvasar-namespace")).expect("it is named");
+    let (mut took, mut accepted) = (Vec::new(), 0);
+    for i in 0..REVOKED {
+        let token = format!("kvs_to-be-revoked-{i}");
+        let created = serde_json::json!({
+            "account": account, "change": "create-token", "hash": hash(&token),
+            "token": { "name": "reader", "rights": "read", "namespaces": null, "expires": null }
+        });
+        let created = control.ask(Method::POST, &url, created.to_string()).await;
+        let created: serde_json::Value = serde_json::from_slice(&created).expect("the answer is JSON");
+        let id = created["controlled"]["token"]["id"].as_str().expect("a token has an id");
+        let headers = format!("Authorization: Bearer {token}\r\n{namespace}\r\n");
+        let mut away = Line::connect(chain.away.address(), &headers).await.expect("a server accepts");
+        for _ in 0..2 {
+            read(&mut away, "of-the-token").await;
+        }
+        let revoke = serde_json::json!({ "account": account, "change": "revoke-token", "id": id });
+        control.ask(Method::POST, &url, revoke.to_string()).await;
+        let acknowledged = Instant::now();
+        loop {
+            let path = kvasar_benches::chain::path("of-the-token");
+            let answer = away.ask("GET", &path, "", b"").await.expect("away answers");
+            if answer.status == 401 {
+                break;
+            }
+            assert_eq!(answer.status, 404, "{answer:?}");
+            assert!(acknowledged.elapsed() < LOST, "the token goes on being accepted");
+            accepted += 1;
+            tokio::time::sleep(POLL).await;
+        }
+        took.push(acknowledged.elapsed());
+    }
+    (took, accepted)
 }
 
 fn millis(time: Duration) -> f64 {
