@@ -10,13 +10,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,7 +26,7 @@ use super::{
     versions::{Time, VersionClock},
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moment},
     error::{Error, Result},
     kv::{
         Key, NamespaceId, Version,
@@ -96,6 +96,44 @@ pub(super) struct Committer {
     room: Arc<Semaphore>,
     failure: Arc<Failure>,
     committed: Arc<AtomicU64>,
+    passing: Arc<Passing>,
+}
+
+/// Rows that the commit under way both puts and removes. While it is under way, nobody can tell whether such a row is absent by its removal or not yet
+/// there: so as of which version it is absent is not known either, and what was put must not seem to come after that absence.
+#[derive(Default)]
+struct Passing {
+    rows: Mutex<HashSet<Bytes>>,
+    /// How often a commit with such rows has begun or ended.
+    turns: AtomicU64,
+    ended: Notify,
+}
+
+impl Passing {
+    fn begin(&self, rows: HashSet<Bytes>) {
+        if !rows.is_empty() {
+            *self.rows.lock().expect("no holder of this lock can panic") = rows;
+            self.turns.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn end(&self) {
+        let rows = std::mem::take(&mut *self.rows.lock().expect("no holder of this lock can panic"));
+        if !rows.is_empty() {
+            self.turns.fetch_add(1, Ordering::AcqRel);
+            self.ended.notify_waiters();
+        }
+    }
+
+    fn has(&self, row: &[u8]) -> bool {
+        self.rows.lock().expect("no holder of this lock can panic").contains(row)
+    }
+}
+
+/// The safe version, taken before a look at the store.
+pub(super) struct Safe {
+    pub(super) version: Version,
+    turns: u64,
 }
 
 /// What the committer's task works with.
@@ -118,20 +156,38 @@ impl Committer {
     pub(super) fn new(parts: Parts, stop: CancellationToken) -> (Committer, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(WAITING_REQUESTS_MAX);
         let committed = Arc::new(AtomicU64::new(parts.last.as_u64()));
+        let passing = Arc::<Passing>::default();
         let committer = Committer {
             requests: sender,
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             failure: Arc::clone(&parts.failure),
             committed: Arc::clone(&committed),
+            passing: Arc::clone(&passing),
         };
         let versions = VersionClock::new(Arc::clone(&parts.time), parts.last, parts.origin);
-        let task = Task { parts, versions, committed, requests: receiver };
+        let task = Task { parts, versions, committed, passing, requests: receiver };
         (committer, task.run(stop))
     }
 
-    /// Below or at which every write that took effect is in the store: the safe version.
-    pub(super) fn committed(&self) -> Version {
-        Version::from_u64(self.committed.load(Ordering::Acquire))
+    /// Up to which every write is in the store, and has been announced: what a look misses took effect after it.
+    pub(super) fn safe(&self) -> Safe {
+        // In this order: what begins or ends after the first is noticed after the look.
+        let turns = self.passing.turns.load(Ordering::Acquire);
+        Safe { version: Version::from_u64(self.committed.load(Ordering::Acquire)), turns }
+    }
+
+    /// Whether a row that was looked for since, and not found, is absent as of the safe version. If not, the commit that leaves that open is waited for,
+    /// and the look is to be repeated.
+    pub(super) async fn is_absent_as_of(&self, safe: &Safe, row: &[u8]) -> bool {
+        // Before the look, so that the end is not missed between it and the wait.
+        let ended = self.passing.ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if self.passing.has(row) {
+            ended.await;
+            return false;
+        }
+        self.passing.turns.load(Ordering::Acquire) == safe.turns
     }
 
     /// Whether a commit has failed, so that none will be taken any more.
@@ -198,6 +254,7 @@ struct Task {
     parts: Parts,
     versions: VersionClock,
     committed: Arc<AtomicU64>,
+    passing: Arc<Passing>,
     requests: mpsc::Receiver<Request>,
 }
 
@@ -216,6 +273,9 @@ struct Draft {
     writes: u64,
     /// What the changes tell the tiers, in their order.
     items: Vec<Item>,
+    /// Rows that are put and then removed.
+    passing: HashSet<Bytes>,
+    put: HashSet<Bytes>,
 }
 
 /// What of an entry matters to the change that takes its place.
@@ -305,6 +365,13 @@ impl Task {
             return Ok(outcomes);
         }
         let started = self.parts.clock.now();
+        self.passing.begin(std::mem::take(&mut draft.passing));
+        let committed = self.commit_draft(draft, started).await;
+        self.passing.end();
+        committed.map(|()| outcomes)
+    }
+
+    async fn commit_draft(&mut self, mut draft: Draft, started: Moment) -> Result<()> {
         let mut batch = std::mem::take(&mut draft.batch);
         if !draft.items.is_empty() {
             self.parts.announcer.begin(&draft.items, &mut batch);
@@ -316,7 +383,7 @@ impl Task {
         }
         self.parts.metrics.committed(draft.writes, self.parts.clock.now().since(started));
         self.took_effect(draft);
-        Ok(outcomes)
+        Ok(())
     }
 
     /// What a batch on disk means to everybody else. It runs after the commit and before any acknowledgement.
@@ -431,6 +498,9 @@ impl Draft {
         if replaced.is_some() {
             self.batch.remove(Table::Entry, row.clone());
         }
+        if self.put.contains(&row) {
+            self.passing.insert(row.clone());
+        }
         self.replaced.insert(row, Ok(None));
     }
 
@@ -457,6 +527,7 @@ impl Draft {
             self.batch.put(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()), Bytes::new());
         }
         self.batch.put(Table::Entry, row.clone(), record.encode());
+        self.put.insert(row.clone());
         self.replaced.insert(row, Ok(Some(Replaced::from(record))));
     }
 

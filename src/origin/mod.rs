@@ -342,26 +342,32 @@ impl Writer for Origin {
 impl Core {
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
         self.namespaces.check(namespace)?;
-        // Before the look: what the look misses took effect after this version.
-        let safe = self.committer.committed();
+        let known = self.committer.safe().version;
         if let Some(demanded) = read.at_least
-            && demanded > safe
+            && demanded > known
         {
             return Err(Error::new(
                 Kind::VersionUnknown,
-                format!("version {demanded} was never written: the last one is {safe}"),
+                format!("version {demanded} was never written: the last one is {known}"),
             ));
         }
         let row = keys::entry(namespace, key.as_bytes());
         for _ in 0..READ_ATTEMPTS {
-            let Some(stored) = self.store.get(Table::Entry, &row).await? else { return Ok(absent(read, safe)) };
+            // Before the look: what the look misses took effect after this version.
+            let safe = self.committer.safe();
+            let Some(stored) = self.store.get(Table::Entry, &row).await? else {
+                if self.committer.is_absent_as_of(&safe, &row).await {
+                    return Ok(absent(read, safe.version));
+                }
+                continue;
+            };
             let record = Record::decode(&row, &stored)?;
             let version = record.version;
             let time_left = match record.expiration {
                 None => None,
                 Some(expiration) => match expire::time_left(expiration, self.time.millis()) {
                     Some(left) => Some(left),
-                    None => return Ok(absent(read, safe)),
+                    None => return Ok(absent(read, safe.version)),
                 },
             };
             if read.held.is_some_and(|held| held.present && held.version == version) {

@@ -6,6 +6,7 @@ mod feed;
 #[cfg(feature = "figures")]
 mod figures;
 mod lists;
+mod passing;
 mod reads;
 mod tidying;
 mod values;
