@@ -1,0 +1,81 @@
+//! The simulator as a test: fixed seeds, fresh ones, and the same one twice.
+//!
+//! `cargo run --release --example simulate` runs many more, and measures.
+
+mod chance;
+mod checker;
+mod checking;
+mod clock;
+mod faults;
+mod finale;
+mod net;
+mod profile;
+mod regions;
+mod run;
+mod store;
+mod workload;
+mod world;
+
+use run::Report;
+use world::Trace;
+
+/// Runs these seeds, and tells the story of the first that fails.
+fn all(seeds: impl Iterator<Item = u64>) -> Report {
+    let mut sum = Report::default();
+    for seed in seeds {
+        let report = run::seed(seed, Trace::default());
+        if let Some(violation) = &report.violation {
+            panic!("{}", run::story(seed, violation));
+        }
+        sum.add(report);
+    }
+    sum
+}
+
+/// Kinds of faults that are counted.
+const FAULTS: usize = 16;
+
+#[test]
+fn fixed_seeds_find_nothing_wrong() {
+    let sum = all(0..200);
+    assert!(sum.reads > 500_000, "{} reads were checked: the clients have gone to sleep", sum.reads);
+    assert!(sum.lists > 100 && sum.effects > 10_000, "{} lists, {} writes", sum.lists, sum.effects);
+    let faults = sum.counts.iter().filter(|(what, count)| what.starts_with("fault: ") && **count > 0).count();
+    assert_eq!(faults, FAULTS, "each kind of fault happens: {:?}", sum.counts);
+}
+
+#[test]
+fn fresh_seeds_find_nothing_wrong() {
+    let first = match std::env::var("KVASAR_SIM_SEEDS") {
+        Ok(first) => first.parse().expect("KVASAR_SIM_SEEDS is a number"),
+        Err(_) => fresh(),
+    };
+    println!("seeds {first} to {}: KVASAR_SIM_SEEDS={first} runs them again", first + 49);
+    let sum = all(first..first + 50);
+    println!(
+        "{} reads, {:.0} s simulated, up to {} locations, {} reads behind one before a restart",
+        sum.reads,
+        sum.simulated as f64 / 1e9,
+        sum.locations,
+        sum.back_over_restart
+    );
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place of the simulator that is not determined by a seed, and says what it drew"
+)]
+fn fresh() -> u64 {
+    rand::random::<u64>() >> 20
+}
+
+#[test]
+fn a_seed_has_one_story() {
+    for seed in [3, 17, 40] {
+        let (first, second) = (run::seed(seed, Trace::kept()), run::seed(seed, Trace::kept()));
+        assert!(first.trace.lines().count() > 500, "seed {seed} tells {} lines", first.trace.lines().count());
+        let differing = first.trace.lines().zip(second.trace.lines()).find(|(first, second)| first != second);
+        assert_eq!(differing, None, "seed {seed}");
+        assert_eq!(first.trace.len(), second.trace.len(), "seed {seed}");
+    }
+}
