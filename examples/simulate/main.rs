@@ -7,6 +7,7 @@
 
 #[path = "../../tests/sim/chance.rs"]
 mod chance;
+mod charts;
 #[path = "../../tests/sim/checker.rs"]
 mod checker;
 #[path = "../../tests/sim/clock.rs"]
@@ -15,6 +16,7 @@ mod clock;
 mod faults;
 #[path = "../../tests/sim/finale.rs"]
 mod finale;
+mod measure;
 #[path = "../../tests/sim/net.rs"]
 mod net;
 #[path = "../../tests/sim/profile.rs"]
@@ -33,6 +35,7 @@ mod world;
 use std::{
     collections::BTreeMap,
     ops::Range,
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc, Mutex,
@@ -63,6 +66,12 @@ struct Arguments {
     /// Stop at the first violation, and tell no story of it.
     #[arg(long, conflicts_with = "keep_going")]
     first: bool,
+    /// Measure in worlds of hundreds of locations instead, print tables, and draw them into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    measure: Option<PathBuf>,
+    /// Of the measurements, this one alone.
+    #[arg(long, requires = "measure")]
+    only: Option<measure::What>,
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
@@ -75,6 +84,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.trace {
         return trace(seed);
+    }
+    if let Some(folder) = &arguments.measure {
+        return match measure::run(folder, arguments.only) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: drawing into {}: {error}", folder.display());
+                ExitCode::FAILURE
+            }
+        };
     }
     let total = run_all(&arguments);
     total.print();

@@ -43,7 +43,7 @@ pub struct FeedSettings {
 
 impl Default for FeedSettings {
     fn default() -> FeedSettings {
-        FeedSettings { log_bytes_max: 32 << 20, log_age_max: Duration::from_secs(600) }
+        FeedSettings { log_bytes_max: 32 << 20, log_age_max: Duration::from_secs(24 * 3600) }
     }
 }
 

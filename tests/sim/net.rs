@@ -67,6 +67,8 @@ const RETRANSMISSION_MAX: Nanos = 3 * SECOND;
 const BYTES_PER_MICRO: u64 = 125;
 /// Pieces of one stream that are under way at once.
 const WINDOW: usize = 64;
+/// How long a request that its asker gave up may still arrive, when the network has kept it.
+const LINGER: Nanos = 30 * SECOND;
 /// How long the other end of a connection takes to notice a machine that went without a word.
 const KEEPALIVE: Nanos = 60 * SECOND;
 
@@ -167,7 +169,7 @@ impl Address {
         drop(earlier);
     }
 
-    fn served(&self) -> Option<Served> {
+    pub(crate) fn served(&self) -> Option<Served> {
         self.served.lock().expect("no holder of this lock can panic").clone()
     }
 }
@@ -206,12 +208,21 @@ impl Link {
         serve: impl FnOnce(Served, Connection) -> BoxFuture<'static, Result<T>> + Send + 'static,
     ) -> Result<T> {
         self.0.life.check().await;
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         let broken = self.0.wire.connections();
         let ends = Arc::clone(&self.0);
         let reset = broken.clone();
         tokio::spawn(async move {
-            ends.wire.travel(Way::Up, bytes).await;
+            let given_up = async {
+                answer.closed().await;
+                ends.time.sleep(LINGER).await;
+            };
+            tokio::select! {
+                biased;
+                () = ends.wire.travel(Way::Up, bytes) => {}
+                // The connection of a request that nobody waits for is not kept for ever.
+                () = given_up => return,
+            }
             let outcome = match ends.upstream.served() {
                 None => Err(unreachable("nobody listens upstream")),
                 Some(served) => {
