@@ -4,7 +4,7 @@ mod support;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use support::{Answer, Server, ask, make_namespace, timed, wait_until};
+use support::{Answer, Port, Server, ask, make_namespace, timed, wait_until};
 
 const SECRET: &str = "a-secret-of-the-cluster-for-tests-only";
 
@@ -15,6 +15,7 @@ struct World {
     away: Server,
     token: String,
     namespace: String,
+    region_port: Port,
     /// The last to go: a failure shows the logs in it.
     folder: tempfile::TempDir,
 }
@@ -27,7 +28,7 @@ fn common() -> String {
     format!("[server]\nadmin = \"127.0.0.1:0\"\n[cluster]\nsecret = \"{SECRET}\"\n")
 }
 
-fn region_config(listen: &str, centre: SocketAddr) -> String {
+fn region_config(listen: SocketAddr, centre: SocketAddr) -> String {
     let tier =
         "[[tier]]\nrole = \"regional\"\nname = \"region\"\nupstream_deadline = \"500ms\"\ncontrol_max_age = \"1s\"";
     format!("{}{tier}\nlisten = \"{listen}\"\nupstream = \"{centre}\"\n", common())
@@ -38,13 +39,14 @@ impl World {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let centre = "[origin]\ndata = \"data\"\n[[tier]]\nrole = \"central\"\nname = \"centre\"\nupstream = \"origin\"\nlisten = \"127.0.0.1:0\"\n";
         let centre = Server::start(folder.path(), "centre", &format!("{}{centre}", common()));
-        let region = Server::start(folder.path(), "region", &region_config("127.0.0.1:0", centre.tier()));
+        let region_port = Port::reserve();
+        let region = Server::start(folder.path(), "region", &region_config(region_port.address, centre.tier()));
         let away = "[[tier]]\nrole = \"edge\"\nname = \"away\"\ndelay = \"40ms\"\nupstream_deadline = \"1s\"\ncontrol_max_age = \"1s\"";
         let away = format!("{}{away}\nlisten = \"127.0.0.1:0\"\nupstream = \"{}\"\n", common(), region.tier());
         let away = Server::start(folder.path(), "away", &away);
         let (account, token) = centre.account();
         let (token, namespace) = (token.to_owned(), make_namespace(centre.tier(), SECRET, account, "test"));
-        World { folder, centre, region, away, token, namespace }
+        World { centre, region, away, token, namespace, region_port, folder }
     }
 
     fn folder(&self) -> &Path {
@@ -141,13 +143,12 @@ fn a_killed_region_comes_back_empty_and_every_role_stops_cleanly() {
     world.write("held", "value");
     assert_held(&world.read("held"), "value", "MISS");
 
-    let address = world.region.tier();
     world.region.signal("KILL");
     assert_refused(|| world.read("cold"));
     assert_held(&world.read("held"), "value", "HIT");
     assert_held(&world.read_within("held", "1"), "value", "STALE");
 
-    let config = region_config(&address.to_string(), world.centre.tier());
+    let config = region_config(world.region_port.address, world.centre.tier());
     world.region = Server::start(world.folder(), "region", &config);
     world.write("cold", "found");
     wait_until("the location to find its region again", || world.read("cold").body == b"found");

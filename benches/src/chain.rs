@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use hyper::Method;
+use tokio::net::TcpSocket;
 
 use crate::{
     client::Client,
@@ -17,6 +18,8 @@ pub struct Role {
     pub server: Server,
     folder: PathBuf,
     config: String,
+    /// Bound to its port and not listening, so that the system gives the port to nobody else while it is down.
+    _port: TcpSocket,
 }
 
 impl Role {
@@ -24,9 +27,12 @@ impl Role {
     fn start(folder: &std::path::Path, name: &str, config: &str) -> Role {
         let folder = folder.join(name);
         fs::create_dir(&folder).expect("a folder is made");
+        let port = reserve().expect("a port is free");
+        let address = port.local_addr().expect("what is bound has an address").to_string();
+        let config = config.replace("LISTEN", &address);
         let config = format!("[server]\nlocation = \"{name}\"\n[cluster]\nsecret = \"{SECRET}\"\n{config}");
-        let server = run(&folder, &config.replace("LISTEN", "127.0.0.1:0"));
-        Role { server, folder, config }
+        let server = run(&folder, &config);
+        Role { server, folder, config, _port: port }
     }
 
     /// Where its clients ask.
@@ -37,13 +43,19 @@ impl Role {
 
     /// Starts it again where it was, once it has been killed.
     pub fn start_again(&mut self) {
-        let address = self.address().to_string();
-        self.server = run(&self.folder, &self.config.replace("LISTEN", &address));
+        self.server = run(&self.folder, &self.config);
     }
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("server.log")).expect("a log is read")
     }
+}
+
+fn reserve() -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    Ok(socket)
 }
 
 fn run(folder: &std::path::Path, config: &str) -> Server {

@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Answer, Server, ask, make_namespace, wait_until};
+use super::{Answer, Port, Server, ask, make_namespace, wait_until};
 
 pub(crate) const SECRET: &str = "a-secret-of-the-cluster-for-tests-only";
 
@@ -19,6 +19,8 @@ pub(crate) struct Chain {
     pub(crate) account: String,
     pub(crate) token: String,
     pub(crate) namespace: String,
+    origin_port: Port,
+    region_port: Port,
     /// The last to go: a failure shows the logs in it.
     folder: tempfile::TempDir,
 }
@@ -30,8 +32,12 @@ fn common() -> String {
     format!("[server]\nadmin = \"{ANY_PORT}\"\nshutdown_deadline = \"60s\"\n[cluster]\nsecret = \"{SECRET}\"\n")
 }
 
-fn origin_config(listen: &str) -> String {
+fn origin_config(listen: SocketAddr) -> String {
     format!("{}[origin]\ndata = \"data\"\nlisten = \"{listen}\"\n", common())
+}
+
+fn region_config(listen: SocketAddr, upstream: SocketAddr) -> String {
+    tier_config("regional", "region", &listen.to_string(), upstream, "")
 }
 
 fn tier_config(role: &str, name: &str, listen: &str, upstream: SocketAddr, more: &str) -> String {
@@ -45,16 +51,19 @@ impl Chain {
     pub(crate) fn start() -> Chain {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path();
-        let origin = Server::start(path, "origin", &origin_config(ANY_PORT));
+        let (origin_port, region_port) = (Port::reserve(), Port::reserve());
+        let origin = Server::start(path, "origin", &origin_config(origin_port.address));
         let rest = format!("[rest]\nlisten = \"{ANY_PORT}\"\non = \"centre\"");
         let centre = tier_config("central", "centre", ANY_PORT, origin.origin(), &rest);
         let centre = Server::start(path, "centre", &centre);
-        let region = Server::start(path, "region", &tier_config("regional", "region", ANY_PORT, centre.tier(), ""));
+        let region = Server::start(path, "region", &region_config(region_port.address, centre.tier()));
         let delay = format!("delay = \"{}ms\"", TRIP.as_millis());
         let away = Server::start(path, "away", &tier_config("edge", "away", ANY_PORT, region.tier(), &delay));
         let (account, token) = origin.account();
         let (account, token) = (account.to_owned(), token.to_owned());
-        let mut chain = Chain { folder, origin, centre, region, away, account, token, namespace: String::new() };
+        let namespace = String::new();
+        let mut chain =
+            Chain { origin, centre, region, away, account, token, namespace, origin_port, region_port, folder };
         chain.namespace = chain.make_namespace("test");
         chain.wait_for_cover();
         chain
@@ -62,18 +71,16 @@ impl Chain {
 
     /// Kills the origin, then runs `meanwhile`, and starts it again on the same data and port.
     pub(crate) fn restart_origin(&mut self, meanwhile: impl FnOnce(&Chain)) {
-        let address = self.origin.origin();
         self.origin.signal("KILL");
         meanwhile(self);
-        self.origin = Server::start(self.folder.path(), "origin", &origin_config(&address.to_string()));
+        self.origin = Server::start(self.folder.path(), "origin", &origin_config(self.origin_port.address));
     }
 
     /// The same with the region.
     pub(crate) fn restart_region(&mut self, meanwhile: impl FnOnce(&Chain)) {
-        let address = self.region.tier();
         self.region.signal("KILL");
         meanwhile(self);
-        let config = tier_config("regional", "region", &address.to_string(), self.centre.tier(), "");
+        let config = region_config(self.region_port.address, self.centre.tier());
         self.region = Server::start(self.folder.path(), "region", &config);
     }
 

@@ -22,6 +22,25 @@ use serde_json::Value;
 /// Longest wait for a process to start, to end, or to become what is waited for. Generous: the machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A port that the system gives to nobody else, also while the server that it is for is down: it is bound here too, and not listened on.
+pub(crate) struct Port {
+    _socket: tokio::net::TcpSocket,
+    pub(crate) address: SocketAddr,
+}
+
+impl Port {
+    pub(crate) fn reserve() -> Port {
+        let reserve = || {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+            let address = socket.local_addr()?;
+            std::io::Result::Ok(Port { _socket: socket, address })
+        };
+        reserve().expect("a port is free")
+    }
+}
+
 /// A `kvasar serve` at work.
 pub(crate) struct Server {
     child: Child,
