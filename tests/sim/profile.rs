@@ -51,11 +51,11 @@ impl Profile {
         let (edges, regionals, keys, duration, think, burst) = match kind {
             Kind::Tiny => {
                 let (edges, regionals) = (chance.between(1, 4), chance.below(3));
-                (edges, regionals, chance.between(1, 4), chance.between(20, 60), chance.between(20, 300) * MILLI, 16)
+                (edges, regionals, chance.between(1, 4), chance.between(20, 60), chance.between(20, 300) * MILLI, 48)
             }
             Kind::Small => {
                 let (edges, regionals) = (chance.between(3, 12), chance.below(4));
-                (edges, regionals, chance.between(3, 40), chance.between(20, 60), chance.between(50, 400) * MILLI, 24)
+                (edges, regionals, chance.between(3, 40), chance.between(20, 60), chance.between(50, 400) * MILLI, 64)
             }
             Kind::Wide => {
                 let (edges, regionals) = (chance.between(20, 60), chance.below(6));
@@ -68,7 +68,7 @@ impl Profile {
                     32,
                 )
             }
-            Kind::World => (chance.between(300, 330), chance.between(0, 17), 300, 12, 1500 * MILLI, 64),
+            Kind::World => (chance.between(300, 330), chance.between(0, 17), 300, 12, 1500 * MILLI, 96),
         };
         let cache_bytes = *chance.pick(&[900, 1500, 4000, 20_000, 200_000, 16 << 20, 16 << 20]);
         Profile {

@@ -26,8 +26,8 @@ use crate::{
     world::{CENTRAL, Process, World, lock},
 };
 
-/// Reads and writes that wait for an answer at once, in the whole world: more say nothing new.
-const UNDER_WAY_MAX: u64 = 4000;
+/// Reads of one location that wait for an answer at once: more say nothing new.
+const WAITING_MAX: u64 = 12;
 /// Versions that are remembered to be demanded.
 const LEARNT_MAX: usize = 32;
 /// Longer values travel in pieces, and are not shared.
@@ -118,7 +118,8 @@ pub(crate) fn read(world: &Arc<World>, node: usize, process: &Process, key: KeyI
             }
         }
         None => {
-            if world.reads_under_way.load(Ordering::Relaxed) < UNDER_WAY_MAX {
+            if process.waiting.load(Ordering::Relaxed) < WAITING_MAX {
+                process.waiting.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(read_waiting(Arc::clone(world), node, process.clone(), key, read, demand));
             }
         }
@@ -135,9 +136,8 @@ fn demand(world: &World, process: &Process, key: KeyIndex, read: &Read) -> Deman
 }
 
 async fn read_waiting(world: Arc<World>, node: usize, process: Process, key: KeyIndex, read: Read, demand: Demand) {
-    world.reads_under_way.fetch_add(1, Ordering::Relaxed);
     let answer = ask(&world, &process, key, &read).await;
-    world.reads_under_way.fetch_sub(1, Ordering::Relaxed);
+    process.waiting.fetch_sub(1, Ordering::Relaxed);
     match answer {
         // The process ended, and its connection to the client with it.
         None => world.count("reads cut off"),

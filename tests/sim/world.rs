@@ -51,7 +51,6 @@ pub(crate) struct World {
     metrics: Metrics,
     /// Versions that somebody has learnt, to be demanded elsewhere.
     pub(crate) learnt: Mutex<Vec<u64>>,
-    pub(crate) reads_under_way: AtomicU64,
 }
 
 /// A machine and what runs on it. The first is the origin's, the second the central tier's, then come the regional tiers' and the edge locations'.
@@ -73,6 +72,8 @@ pub(crate) struct Process {
     pub(crate) tier: Tier,
     /// Per key, what it has shown.
     pub(crate) shown: Arc<Mutex<Vec<Floor>>>,
+    /// Reads that wait for an answer.
+    pub(crate) waiting: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -105,7 +106,6 @@ impl World {
             trace,
             metrics: Metrics::default(),
             learnt: Mutex::default(),
-            reads_under_way: AtomicU64::new(0),
         });
         world.start_origin().await;
         world.make_namespace().await;
@@ -231,7 +231,7 @@ impl World {
         tokio::spawn(tier.clone().follow(CancellationToken::new()));
         node.address.serve(Some(Served { life: Arc::clone(&life), backend: Arc::new(tier.clone()) }));
         let shown = Arc::new(Mutex::new(vec![Floor::default(); self.keys.len()]));
-        *lock(&node.process) = Some(Process { life, tier, shown });
+        *lock(&node.process) = Some(Process { life, tier, shown, waiting: Arc::default() });
         self.trace.line(self.time.now(), format_args!("node {index} starts"));
     }
 
