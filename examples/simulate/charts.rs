@@ -60,16 +60,16 @@ pub(crate) fn reads(file: &Path, reads: &Reads) -> Drawn {
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..total, (0.001..1.0).log_scale())?;
     chart.configure_mesh().x_desc("million reads by clients").y_desc("per client read").draw()?;
-    let lines: [(&str, fn(&crate::measure::Tenth) -> u64); 3] = [
-        ("reach a region", |tenth| tenth.regional),
-        ("reach the centre", |tenth| tenth.central),
-        ("reach the origin", |tenth| tenth.origin),
+    let lines = [
+        ("reach a region", reads.tenths.iter().map(|tenth| tenth.regional).collect::<Vec<_>>()),
+        ("reach the centre", reads.tenths.iter().map(|tenth| tenth.central).collect()),
+        ("reach the origin", reads.tenths.iter().map(|tenth| tenth.origin).collect()),
     ];
     for ((label, asked), color) in lines.into_iter().zip(COLORS) {
         let mut sum = 0;
-        let points = reads.tenths.iter().map(move |tenth| {
+        let points = reads.tenths.iter().zip(asked).map(move |(tenth, asked)| {
             sum += tenth.client;
-            (sum as f64 / 1e6, (asked(tenth) as f64 / tenth.client as f64).max(0.001))
+            (sum as f64 / 1e6, (asked as f64 / tenth.client as f64).max(0.001))
         });
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)))?
@@ -100,7 +100,7 @@ pub(crate) fn outages(file: &Path, outages: &[Outage]) -> Drawn {
         [(span[0], 0.0), (span[1], most as f64 / seconds * 1.1)],
         BLACK.mix(0.06).filled(),
     )])?;
-    for (outage, color) in outages.iter().zip([COLORS[0], COLORS[5]]) {
+    for (outage, color) in outages.iter().zip([COLORS[0], COLORS[5], COLORS[4]]) {
         let points = outage
             .load
             .iter()

@@ -85,7 +85,7 @@ pub(crate) fn run(folder: &Path, only: Option<What>) -> Result<(), Box<dyn std::
         charts::reads(&folder.join("origin-reads.svg"), &reads)?;
     }
     if wanted(What::Outage) {
-        let outages: Vec<Outage> = [How::CutOff, How::Restarted]
+        let outages: Vec<Outage> = [How::CutOff, How::CutOffWritten, How::Restarted]
             .into_iter()
             .map(|how| in_world(profile(300, 0.0, 64 * MIB), move |world| outage(world, how)))
             .collect();
@@ -417,8 +417,10 @@ fn print_reads(reads: &Reads) {
 /// What happens to the centre.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// Nobody reaches it.
+    /// Nobody reaches it, and so nobody writes.
     CutOff,
+    /// Nobody reaches it but those who write.
+    CutOffWritten,
     /// Its processes end, and start again afterwards: the central tier with nothing in its cache.
     Restarted,
 }
@@ -427,6 +429,7 @@ impl How {
     pub(crate) fn name(self) -> &'static str {
         match self {
             How::CutOff => "cut off",
+            How::CutOffWritten => "cut off, but written to",
             How::Restarted => "ended and started again",
         }
     }
@@ -468,7 +471,8 @@ async fn outage(world: Arc<World>, how: How) -> Outage {
     for node in world.edges() {
         tokio::spawn(reads(Arc::clone(&world), node, namespace, Arc::clone(&zipf), (from, to), Arc::clone(&tally)));
     }
-    tokio::spawn(writes(Arc::clone(&world), namespace));
+    let pause = if how == How::CutOff { (from, to) } else { (to, to) };
+    tokio::spawn(writes(Arc::clone(&world), namespace, pause));
     let mut load = Vec::new();
     let mut asked = world.nodes[CENTRAL].address.asked.load(Ordering::Relaxed);
     for window in 0..(BEFORE + AWAY + AFTER) / WINDOW {
@@ -491,7 +495,7 @@ async fn outage(world: Arc<World>, how: How) -> Outage {
 
 fn away(world: &World, how: How) {
     match how {
-        How::CutOff => block(world, true),
+        How::CutOff | How::CutOffWritten => block(world, true),
         How::Restarted => {
             world.crash_tier(CENTRAL, false);
             world.crash_origin(false);
@@ -501,7 +505,7 @@ fn away(world: &World, how: How) {
 
 async fn back(world: &Arc<World>, how: How) {
     match how {
-        How::CutOff => block(world, false),
+        How::CutOff | How::CutOffWritten => block(world, false),
         How::Restarted => {
             world.start_origin().await;
             world.start_tier(CENTRAL);
@@ -576,11 +580,14 @@ async fn reads(
 }
 
 /// Somebody's writes, at the centre while it is there: ten a second.
-async fn writes(world: Arc<World>, namespace: NamespaceId) {
+async fn writes(world: Arc<World>, namespace: NamespaceId, (from, to): (Nanos, Nanos)) {
     let mut chance = Chance::new(7);
     while !world.is_over() {
         world.time.sleep(chance.exponential(SECOND as f64 / 10.0) as Nanos).await;
         let key = key(chance.below(OUTAGE_KEYS as u64) as usize);
+        if (from..to).contains(&world.time.now()) {
+            continue;
+        }
         if let Some(process) = world.process(CENTRAL) {
             // While its origin is just starting, a write is refused; nobody waits for it.
             let _ = process.tier.write(namespace, &key, put(100), None).await;

@@ -63,11 +63,14 @@ pub(crate) fn start(world: &Arc<World>) {
     });
 }
 
+/// So that with what follows it, it is over when [`heal`] has waited.
+const LASTING_MAX: Nanos = 15 * SECOND;
+
 async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
     // Any machine but the origin's: it has a wire to the one above, and a tier on it.
     let index = chance.between(CENTRAL as u64, world.nodes.len() as u64 - 1) as usize;
     let node = &world.nodes[index];
-    let lasting = (chance.exponential(3.0) * SECOND as f64) as Nanos + 50 * MILLI;
+    let lasting = ((chance.exponential(3.0) * SECOND as f64) as Nanos + 50 * MILLI).min(LASTING_MAX);
     world.trace.line(world.time.now(), format_args!("node {index} fault {fault:?}, for {:.3} s", lasting as f64 / 1e9));
     match fault {
         Fault::Reset => {
@@ -197,7 +200,7 @@ pub(crate) async fn heal(world: &Arc<World>) {
         node.wire.reluctance.store(0, std::sync::atomic::Ordering::Relaxed);
     }
     world.disk().set_slowness(1.0);
-    // Longer than any fault's own healing is likely to take; what lasts longer was mended above.
+    // Longer than any fault lasts.
     world.time.sleep(20 * SECOND).await;
     for index in CENTRAL..world.nodes.len() {
         if world.process(index).is_none() {
