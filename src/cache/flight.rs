@@ -3,7 +3,7 @@
 //! Each key belongs to a shard with a lock, held for a few lines. Under it, and only under it, a flight starts or ends, its floor rises and the
 //! cache changes. So a fill can't slip between a purge's look at the flights and its look at the cache.
 //!
-//! A flight's *floor* is the least version that its answer must have to be kept: every write, purge and fill of the key that passes while the
+//! A flight's *floor* is the least state that its answer must be to be kept, by version and, of one version, absence after presence: every write, purge and fill of the key that passes while the
 //! question is out raises it (P3, F3).
 
 use std::{
@@ -193,20 +193,21 @@ impl Ticket {
     /// than what is held. What is older than it goes.
     pub fn passes(&self, version: Version) -> bool {
         let mut shard = self.flights.shard(&self.key);
-        let held = self.flights.memory.peek(&self.key).map(|held| held.version);
-        if version < self.floor() || held.is_some_and(|held| held > version) {
+        let state = order(version, true);
+        let held = self.flights.memory.peek(&self.key).map(|held| order(held.version, held.is_present()));
+        if state < self.floor() || held.is_some_and(|held| held > state) {
             return false;
         }
         shard.close(self);
-        shard.raise_floors(&self.key, version, Some(self));
-        if held.is_some_and(|held| held < version) {
+        shard.raise_floors(&self.key, state, Some(self));
+        if held.is_some_and(|held| held < state) {
             self.flights.memory.remove(&self.key);
         }
         true
     }
 
-    fn floor(&self) -> Version {
-        Version::from_u64(self.floor.load(Ordering::Acquire))
+    fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
     }
 }
 
@@ -244,7 +245,7 @@ impl Flights {
 
     fn ticket(self: &Arc<Self>, shard: &mut Shard, key: &EntryKey, demand: Demand, flight: Weak<Flight>) -> Ticket {
         shard.last_number += 1;
-        let (number, floor) = (shard.last_number, Arc::new(AtomicU64::new(Version::ZERO.as_u64())));
+        let (number, floor) = (shard.last_number, Arc::new(AtomicU64::new(0)));
         let out = Out { number, demand, floor: Arc::clone(&floor), flight, closed: false };
         shard.flights.entry(key.clone()).or_default().push(out);
         Ticket { flights: Arc::clone(self), key: key.clone(), number, floor }
@@ -259,7 +260,7 @@ impl Flights {
     /// what was dropped without a replacement.
     pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Arc<Kept>>) -> Option<Arc<Kept>> {
         let shard = self.shard(key);
-        shard.raise_floors(key, version, None);
+        shard.raise_floors(key, order(version, true), None);
         let held = self.memory.peek(key).filter(|held| held.version < version)?;
         match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
             Some(pushed) => {
@@ -279,7 +280,7 @@ impl Flights {
         for shard in &self.shards {
             let shard = shard.lock().expect("no holder of this lock can panic");
             for key in shard.flights.keys().filter(|key| key.namespace == namespace) {
-                shard.raise_floors(key, version, None);
+                shard.raise_floors(key, order(version, true), None);
             }
         }
         // From here on nothing older is filled in.
@@ -289,7 +290,7 @@ impl Flights {
     /// A write passed whose state is not at hand: what is older goes, and no older answer is kept.
     pub fn raise_floor(&self, key: &EntryKey, version: Version) {
         let shard = self.shard(key);
-        shard.raise_floors(key, version, None);
+        shard.raise_floors(key, order(version, true), None);
         if self.memory.peek(key).is_some_and(|held| held.version < version) {
             self.memory.remove(key);
         }
@@ -306,13 +307,12 @@ impl Flights {
     /// Whether the state may be given to those who asked: it is not older than what passed since the question went out, nor than what is held.
     fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: &Ticket) -> bool {
         let mut shard = self.shard(key);
-        if kept.version < by.floor() {
+        let state = order(kept.version, kept.is_present());
+        if state < by.floor() {
             return false;
         }
         if let Some(held) = self.memory.peek(key) {
-            // Of one version, absence is the later state: it is the entry that the version made, expired.
-            if held.version > kept.version || (held.version == kept.version && !held.is_present() && kept.is_present())
-            {
+            if order(held.version, held.is_present()) > state {
                 return false;
             }
             if held.version == kept.version && held.is_present() == kept.is_present() {
@@ -322,7 +322,7 @@ impl Flights {
             }
         }
         shard.close(by);
-        shard.raise_floors(key, kept.version, Some(by));
+        shard.raise_floors(key, state, Some(by));
         if kept.length() as u64 <= self.memory.value_bytes_max() {
             self.memory.insert(key.clone(), Arc::clone(kept));
         } else {
@@ -355,11 +355,17 @@ impl Out {
     }
 }
 
+/// Where a state stands among all states of its key. Of one version absence is the later one: it is what the version made, expired, or removed by a write that
+/// nobody has been told of yet.
+fn order(version: Version, present: bool) -> u64 {
+    version.as_u64() << 1 | u64::from(!present)
+}
+
 impl Shard {
-    fn raise_floors(&self, key: &EntryKey, version: Version, but: Option<&Ticket>) {
+    fn raise_floors(&self, key: &EntryKey, state: u64, but: Option<&Ticket>) {
         for out in self.flights.get(key).into_iter().flatten() {
             if but.is_none_or(|but| but.number != out.number) {
-                out.floor.fetch_max(version.as_u64(), Ordering::AcqRel);
+                out.floor.fetch_max(state, Ordering::AcqRel);
             }
         }
     }
@@ -451,6 +457,20 @@ mod tests {
         assert!(late.fill(&absent(7)));
     }
 
+    /// As when the look above came after a removal that was not announced yet, and the entry was evicted since.
+    #[test]
+    fn presence_does_not_come_back_after_absence_of_its_version_was_filled_in_and_evicted() {
+        let (flights, key) = flights();
+        let (late, _late, _) = lead(&flights, &key);
+        assert!(flights.write(&key).fill(&absent(5)));
+        flights.memory().remove(&key);
+        let value = crate::cache::entry::KeptValue::Whole(bytes::Bytes::from_static(b"v"));
+        let content = Content::Present { value, metadata: None, expiration: None };
+        let present = Kept::new(Version::from_u64(5), content, Moment::MAX, Verified::at(Moment::ZERO));
+        assert!(!late.fill(&Arc::new(present)) && !late.passes(Version::from_u64(5)));
+        assert!(late.fill(&absent(5)));
+    }
+
     #[test]
     fn of_one_version_absence_is_the_later_state() {
         let (flights, key) = flights();
@@ -493,8 +513,7 @@ mod tests {
         assert!(flights.memory().get(&key).is_none());
         assert!(!late.passes(Version::from_u64(5)) && !late.fill(&absent(5)));
         assert!(late.fill(&absent(6)));
-        // Of the version that is held it is the same value.
-        assert!(early.passes(Version::from_u64(6)));
+        assert!(!early.passes(Version::from_u64(6)), "of one version absence is the later state");
         assert!(flights.memory().get(&key).is_some());
     }
 
