@@ -41,6 +41,8 @@ struct State {
     slowness: f64,
     /// What the next commit will do instead of what it should.
     failing: Option<FailedCommit>,
+    /// Whether one has failed, so that none is taken before the next start.
+    failed: bool,
     /// What a failed commit left on the disk, to be found by the next start.
     kept: Vec<Change>,
 }
@@ -61,7 +63,7 @@ impl Disk {
         chance: Chance,
     ) -> Arc<Disk> {
         let commit = (commit.0 as f64, commit.1 as f64);
-        let state = State { chance, commit, slowness: 1.0, failing: None, kept: Vec::new() };
+        let state = State { chance, commit, slowness: 1.0, failing: None, failed: false, kept: Vec::new() };
         Arc::new(Disk {
             time: Arc::clone(&machine.time),
             machine: Arc::clone(machine),
@@ -82,6 +84,7 @@ impl Disk {
         let kept = {
             let mut state = self.lock();
             state.failing = None;
+            state.failed = false;
             std::mem::take(&mut state.kept)
         };
         self.note(&kept);
@@ -94,8 +97,11 @@ impl Disk {
 
     /// Lets the next commit of this store fail, and with it all after it.
     pub(crate) fn fail_next(&self, store: &SimStore, outcome: FailedCommit) {
-        self.lock().failing = Some(outcome);
-        store.rows.fail_after(0, outcome);
+        let mut state = self.lock();
+        if !state.failed {
+            state.failing = Some(outcome);
+            store.rows.fail_after(0, outcome);
+        }
     }
 
     /// Tells the checker what took effect just now.
@@ -206,6 +212,7 @@ impl Store for SimStore {
             Ok(()) => self.disk.note(&changes),
             Err(_) => {
                 let mut state = self.disk.lock();
+                state.failed = true;
                 if state.failing.take() == Some(FailedCommit::Kept) {
                     state.kept = changes;
                 }
