@@ -20,9 +20,6 @@ const EXPIRY_SLACK: Nanos = 2 * MILLI;
 /// The rounding of our own sums.
 const SUM_SLACK: Nanos = 5 * MICRO;
 
-/// Longer than a marked answer is under way from the tier that holds it: each waits for no longer than this seed's deadline, five seconds at most.
-const TRAVEL_MAX: Duration = Duration::from_secs(15);
-
 /// An edge, a regional and the central one.
 const TIERS_MAX: Nanos = 3;
 
@@ -231,8 +228,7 @@ impl Checker {
         if !accepted && !answered.stale {
             return Err(format!("older than the read accepts ({:?}), and not marked", demand.max_age));
         }
-        // As old as it may be where it was held, and then it travels.
-        if answered.stale && age > answered.stale_max + TRAVEL_MAX {
+        if answered.stale && age > answered.stale_max {
             return Err(format!("marked, and older than {:?}", answered.stale_max));
         }
         if demand.max_age.is_zero() && last.end < demand.asked_at {
