@@ -6,6 +6,7 @@
 //! What has rules is made by one checking constructor here, and is not checked again further in.
 
 pub mod feed;
+pub mod kept;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -14,7 +15,10 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 
-use self::feed::{Follow, FollowerId, Frames};
+use self::{
+    feed::{Follow, FollowerId, Frames},
+    kept::Hit,
+};
 use crate::{
     error::{Error, Kind, Result},
     limits,
@@ -23,8 +27,9 @@ use crate::{
 /// Answers reads, and says of each answer how current it is.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// What can be answered at once from memory, without a wait or a question to anyone; `None` says nothing but "call [`Source::get`]".
-    fn held(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Option<Answer>;
+    /// What can be answered at once from memory, without a wait, an allocation or a question to anyone; `None` says nothing but "call
+    /// [`Source::get`]". The key's bytes are not checked: what is no legal key is held by nobody.
+    fn held(&self, namespace: NamespaceId, key: &[u8], read: &Read) -> Option<Hit>;
 
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer>;
 

@@ -14,10 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use kvasar::{
-    cache::{entry::EntryKey, tier::Tier},
+    cache::tier::Tier,
     kv::{
         AccountId, CacheStatus, Change, Control, Controlled, Expires, Key, NamespaceId, Read, Source as _, State,
-        Version, Writer as _,
+        Version, Writer as _, kept::EntryKey,
     },
     purge::feed::FeedSettings,
 };
@@ -227,8 +227,9 @@ async fn visibility(world: Arc<World>, rate: u64, loss: f64) -> Visibility {
                 waiting.len()
             );
             waiting.retain(|tier| {
-                let seen =
-                    tier.held(namespace, &probe, &within(3600)).is_some_and(|held| held.version >= written.version);
+                let seen = tier
+                    .held(namespace, probe.as_bytes(), &within(3600))
+                    .is_some_and(|hit| hit.kept.version() >= written.version);
                 if seen {
                     delays.push(now - acknowledged);
                 }
@@ -351,7 +352,7 @@ async fn origin_reads(world: Arc<World>) -> Reads {
                     world.time.sleep(chance.exponential(10.0 * SECOND as f64 / READ_RATE as f64) as Nanos).await;
                 }
                 let key = key(zipf.draw(&mut chance));
-                if tier.held(namespace, &key, &within(60)).is_none() {
+                if tier.held(namespace, key.as_bytes(), &within(60)).is_none() {
                     tier.get(namespace, &key, &within(60)).await.expect("the world is whole");
                 }
                 client.fetch_add(1, Ordering::Relaxed);
@@ -558,8 +559,8 @@ async fn reads(
             let holds = |index| tier.memory().peek(&EntryKey { namespace, key: key(index) }).is_some();
             held = Some((0..OUTAGE_KEYS).map(|index| known[index] && holds(index)).collect());
         }
-        let answer = match tier.held(namespace, &key(index), &within(60)) {
-            Some(answer) => Ok(answer),
+        let answer = match tier.held(namespace, key(index).as_bytes(), &within(60)) {
+            Some(hit) => Ok(hit.answer(&within(60))),
             None => tier.get(namespace, &key(index), &within(60)).await,
         };
         if known[index] && asked_at > from && world.time.now() < to {

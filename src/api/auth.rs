@@ -110,8 +110,8 @@ impl Auth {
     /// A reserved record: from memory while it is fresh, else through the source, within the limit on guesses.
     async fn record(&self, key: &crate::kv::Key) -> Result<Option<Bytes>> {
         let read = Read { max_age: self.max_age, ..Read::default() };
-        if let Some(answer) = self.source.held(NamespaceId::RESERVED, key, &read) {
-            return metadata_of(answer);
+        if let Some(hit) = self.source.held(NamespaceId::RESERVED, key.as_bytes(), &read) {
+            return metadata_of(hit.answer(&read));
         }
         self.guesses.as_ref().map_or(Ok(()), GuessLimit::charge)?;
         let answer = self.source.get(NamespaceId::RESERVED, key, &read).await;
@@ -266,6 +266,7 @@ mod tests {
         kv::{
             CacheStatus, Entry, Key, List, NewToken, Page, Version,
             feed::{Follow, Frames},
+            kept::Hit,
         },
     };
 
@@ -278,7 +279,7 @@ mod tests {
 
     #[async_trait]
     impl Source for Records {
-        fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+        fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
             None
         }
 

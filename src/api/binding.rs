@@ -283,8 +283,8 @@ impl Binding {
 
     /// From memory if possible, without a wait.
     async fn answer(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
-        let answer = match self.backend.held(namespace, key, read) {
-            Some(answer) => answer,
+        let answer = match self.backend.held(namespace, key.as_bytes(), read) {
+            Some(hit) => hit.answer(read),
             None => self.backend.get(namespace, key, read).await?,
         };
         self.metrics.answered(counted(answer.status), answer.age);

@@ -17,9 +17,11 @@ use std::{
 };
 
 use crate::{
-    cache::entry::{Kept, Verified},
     clock::Moment,
-    kv::Version,
+    kv::{
+        Version,
+        kept::{Kept, Verified},
+    },
 };
 
 pub(super) struct Coverage {
@@ -120,7 +122,7 @@ impl Seen<'_> {
     /// Whether a demand for a version is met, by the entry itself or by the feed (R3).
     pub(super) fn covers(&self, kept: &Kept, at_least: Option<Version>) -> bool {
         at_least.is_none_or(|demanded| {
-            kept.version >= demanded || (self.vouches_for(kept.verified()) && self.version >= demanded)
+            kept.version() >= demanded || (self.vouches_for(kept.verified()) && self.version >= demanded)
         })
     }
 }
@@ -128,14 +130,22 @@ impl Seen<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::entry::Content;
+    use crate::kv::{
+        Key, NamespaceId,
+        kept::{Content, EntryKey},
+    };
 
     fn at(seconds: u64) -> Moment {
         Moment::ZERO + Duration::from_secs(seconds)
     }
 
     fn verified(seconds: u64) -> Kept {
-        Kept::new(Version::from_u64(5), Content::Absent, Moment::MAX, Verified::at(at(seconds)))
+        verified_at(at(seconds))
+    }
+
+    fn verified_at(moment: Moment) -> Kept {
+        let key = EntryKey { namespace: NamespaceId::from_u128(1), key: Key::new("k").unwrap() };
+        Kept::new(&key, Version::from_u64(5), Content::Absent, Moment::MAX, Verified::at(moment))
     }
 
     fn check(coverage: &Coverage, verified_at: u64, expected: u64) {
@@ -188,7 +198,7 @@ mod tests {
     fn two_gaps_in_one_instant_are_two() {
         let coverage = Coverage::new();
         coverage.begin(at(20));
-        let kept = Kept::new(Version::from_u64(5), Content::Absent, Moment::MAX, Verified::at(coverage.seen().start));
+        let kept = verified_at(coverage.seen().start);
         assert!(coverage.seen().vouches_for(kept.verified()));
         coverage.begin(at(20));
         assert!(!coverage.seen().vouches_for(kept.verified()));

@@ -18,13 +18,13 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    cache::{
-        entry::{EntryKey, Kept, Verified},
-        memory::Memory,
-    },
+    cache::memory::Memory,
     clock::{Clock, Moment},
     error::Error,
-    kv::{Answer, CacheStatus, Entry, NamespaceId, State, Version},
+    kv::{
+        Answer, CacheStatus, Entry, NamespaceId, State, Version,
+        kept::{EntryKey, Kept, Name, Verified},
+    },
 };
 
 /// What a question asks for, as it travels up.
@@ -66,7 +66,7 @@ struct Out {
 pub enum Settled {
     /// A state, kept or not, that everyone who asked may have.
     Shared {
-        kept: Arc<Kept>,
+        kept: Kept,
         status: CacheStatus,
     },
     /// A value too large to be held for sharing: it goes to the first who takes it, the others ask for themselves.
@@ -185,7 +185,7 @@ impl Ticket {
     }
 
     /// Keeps a fill, unless something passed meanwhile that is newer. Answers whether it may be given to those who asked.
-    pub fn fill(&self, kept: &Arc<Kept>) -> bool {
+    pub fn fill(&self, kept: &Kept) -> bool {
         self.flights.keep(&self.key, kept, self)
     }
 
@@ -194,7 +194,7 @@ impl Ticket {
     pub fn passes(&self, version: Version) -> bool {
         let mut shard = self.flights.shard(&self.key);
         let state = order(version, true);
-        let held = self.flights.memory.peek(&self.key).map(|held| order(held.version, held.is_present()));
+        let held = self.flights.memory.peek(&self.key).map(|held| order(held.version(), held.is_present()));
         if state < self.floor() || held.is_some_and(|held| held > state) {
             return false;
         }
@@ -258,14 +258,14 @@ impl Flights {
 
     /// A purge: no older answer is kept, and what is held goes if it is older, or is replaced by the new state where that came along (F3, F5). Answers
     /// what was dropped without a replacement.
-    pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Arc<Kept>>) -> Option<Arc<Kept>> {
+    pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Kept>) -> Option<Kept> {
         let shard = self.shard(key);
         shard.raise_floors(key, order(version, true), None);
-        let held = self.memory.peek(key).filter(|held| held.version < version)?;
+        let held = self.memory.peek(key).filter(|held| held.version() < version)?;
         match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
             Some(pushed) => {
                 pushed.used_as(&held);
-                self.memory.insert(key.clone(), Arc::clone(pushed));
+                self.memory.insert(pushed.clone());
                 None
             }
             None => {
@@ -291,31 +291,33 @@ impl Flights {
     pub fn raise_floor(&self, key: &EntryKey, version: Version) {
         let shard = self.shard(key);
         shard.raise_floors(key, order(version, true), None);
-        if self.memory.peek(key).is_some_and(|held| held.version < version) {
+        if self.memory.peek(key).is_some_and(|held| held.version() < version) {
             self.memory.remove(key);
         }
     }
 
     /// Drops an entry at its deadline, if it is still this one.
-    pub fn drop_expired(&self, key: &EntryKey, expired: &Arc<Kept>, now: Moment) {
+    pub fn drop_expired(&self, expired: &Kept, now: Moment) {
+        let key = expired.name();
         let _shard = self.shard(key);
-        if self.memory.peek(key).is_some_and(|held| Arc::ptr_eq(&held, expired) && held.is_expired(now)) {
+        if self.memory.peek(key).is_some_and(|held| held.is(expired) && held.is_expired(now)) {
             self.memory.remove(key);
         }
     }
 
     /// Whether the state may be given to those who asked: it is not older than what passed since the question went out, nor than what is held.
-    fn keep(&self, key: &EntryKey, kept: &Arc<Kept>, by: &Ticket) -> bool {
+    fn keep(&self, key: &EntryKey, kept: &Kept, by: &Ticket) -> bool {
+        debug_assert!(kept.name() == key.into(), "a state of another key");
         let mut shard = self.shard(key);
-        let state = order(kept.version, kept.is_present());
+        let state = order(kept.version(), kept.is_present());
         if state < by.floor() {
             return false;
         }
         if let Some(held) = self.memory.peek(key) {
-            if order(held.version, held.is_present()) > state {
+            if order(held.version(), held.is_present()) > state {
                 return false;
             }
-            if held.version == kept.version && held.is_present() == kept.is_present() {
+            if held.version() == kept.version() && held.is_present() == kept.is_present() {
                 held.renew(kept.verified(), Some(kept.expires_at()));
                 shard.close(by);
                 return true;
@@ -324,7 +326,7 @@ impl Flights {
         shard.close(by);
         shard.raise_floors(key, state, Some(by));
         if kept.length() as u64 <= self.memory.value_bytes_max() {
-            self.memory.insert(key.clone(), Arc::clone(kept));
+            self.memory.insert(kept.clone());
         } else {
             // Older than this one, as it was found above; it must not be answered again.
             self.memory.remove(key);
@@ -332,8 +334,8 @@ impl Flights {
         true
     }
 
-    fn shard(&self, key: &EntryKey) -> MutexGuard<'_, Shard> {
-        let at = self.hasher.hash_one(key) as usize % SHARDS;
+    fn shard<'a>(&self, key: impl Into<Name<'a>>) -> MutexGuard<'_, Shard> {
+        let at = self.hasher.hash_one(key.into()) as usize % SHARDS;
         self.shards[at].lock().expect("no holder of this lock can panic")
     }
 }
@@ -383,9 +385,11 @@ impl Shard {
 mod tests {
     use super::*;
     use crate::{
-        cache::entry::Content,
         clock::ManualClock,
-        kv::{Key, NamespaceId},
+        kv::{
+            Key, NamespaceId,
+            kept::{Content, KeptValue},
+        },
     };
 
     const DEMAND: Demand = Demand { max_age: Duration::from_secs(30), at_least: None };
@@ -393,11 +397,24 @@ mod tests {
     fn flights() -> (Arc<Flights>, EntryKey) {
         let clock = ManualClock::shared();
         let flights = Arc::new(Flights::new(Memory::new(1 << 20, 0.1, &clock), &clock));
-        (flights, EntryKey { namespace: NamespaceId::from_u128(1), key: Key::new("k").unwrap() })
+        (flights, key_in(1))
     }
 
-    fn absent(version: u64) -> Arc<Kept> {
-        Arc::new(Kept::new(Version::from_u64(version), Content::Absent, Moment::MAX, Verified::at(Moment::ZERO)))
+    fn key_in(namespace: u128) -> EntryKey {
+        EntryKey { namespace: NamespaceId::from_u128(namespace), key: Key::new("k").unwrap() }
+    }
+
+    fn state(key: &EntryKey, version: u64, content: Content) -> Kept {
+        Kept::new(key, Version::from_u64(version), content, Moment::MAX, Verified::at(Moment::ZERO))
+    }
+
+    fn absent(version: u64) -> Kept {
+        state(&key_in(1), version, Content::Absent)
+    }
+
+    fn present(version: u64) -> Kept {
+        let value = KeptValue::Whole(bytes::Bytes::from_static(b"v"));
+        state(&key_in(1), version, Content::Present { value, metadata: None, expiration: None })
     }
 
     fn lead(flights: &Arc<Flights>, key: &EntryKey) -> (Ticket, Promise, Arc<Flight>) {
@@ -464,28 +481,20 @@ mod tests {
         let (late, _late, _) = lead(&flights, &key);
         assert!(flights.write(&key).fill(&absent(5)));
         flights.memory().remove(&key);
-        let value = crate::cache::entry::KeptValue::Whole(bytes::Bytes::from_static(b"v"));
-        let content = Content::Present { value, metadata: None, expiration: None };
-        let present = Kept::new(Version::from_u64(5), content, Moment::MAX, Verified::at(Moment::ZERO));
-        assert!(!late.fill(&Arc::new(present)) && !late.passes(Version::from_u64(5)));
+        assert!(!late.fill(&present(5)) && !late.passes(Version::from_u64(5)));
         assert!(late.fill(&absent(5)));
     }
 
     #[test]
     fn of_one_version_absence_is_the_later_state() {
         let (flights, key) = flights();
-        let present = |version| {
-            let value = crate::cache::entry::KeptValue::Whole(bytes::Bytes::from_static(b"v"));
-            let content = Content::Present { value, metadata: None, expiration: None };
-            Arc::new(Kept::new(Version::from_u64(version), content, Moment::MAX, Verified::at(Moment::ZERO)))
-        };
         flights.write(&key).fill(&present(5));
         flights.write(&key).fill(&absent(5));
         flights.write(&key).fill(&present(5));
-        assert!(!flights.memory().get(&key).unwrap().is_present());
+        assert!(!flights.memory().peek(&key).unwrap().is_present());
         flights.write(&key).fill(&present(6));
         flights.write(&key).fill(&absent(5));
-        assert!(flights.memory().get(&key).unwrap().is_present());
+        assert!(flights.memory().peek(&key).unwrap().is_present());
     }
 
     #[test]
@@ -508,13 +517,13 @@ mod tests {
         let (late, _late, _) = lead(&flights, &key);
         let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
         assert!(!early.passes(Version::from_u64(4)));
-        assert!(flights.memory().get(&key).is_some());
+        assert!(flights.memory().peek(&key).is_some());
         assert!(early.passes(Version::from_u64(6)));
-        assert!(flights.memory().get(&key).is_none());
+        assert!(flights.memory().peek(&key).is_none());
         assert!(!late.passes(Version::from_u64(5)) && !late.fill(&absent(5)));
         assert!(late.fill(&absent(6)));
         assert!(!early.passes(Version::from_u64(6)), "of one version absence is the later state");
-        assert!(flights.memory().get(&key).is_some());
+        assert!(flights.memory().peek(&key).is_some());
     }
 
     #[test]
@@ -544,28 +553,28 @@ mod tests {
     fn a_purge_replaces_what_is_older_and_makes_nothing() {
         let (flights, key) = flights();
         assert!(flights.purge(&key, Version::from_u64(5), Some(&absent(5))).is_none());
-        assert!(flights.memory().get(&key).is_none(), "nothing was held");
+        assert!(flights.memory().peek(&key).is_none(), "nothing was held");
         flights.write(&key).fill(&absent(5));
         for version in [4, 5] {
             assert!(flights.purge(&key, Version::from_u64(version), None).is_none());
-            assert!(flights.memory().get(&key).is_some(), "what is held is no older than {version}");
+            assert!(flights.memory().peek(&key).is_some(), "what is held is no older than {version}");
         }
         assert!(flights.purge(&key, Version::from_u64(6), Some(&absent(6))).is_none());
-        assert_eq!(flights.memory().get(&key).unwrap().version, Version::from_u64(6));
-        assert_eq!(flights.purge(&key, Version::from_u64(7), None).unwrap().version, Version::from_u64(6));
-        assert!(flights.memory().get(&key).is_none());
+        assert_eq!(flights.memory().peek(&key).unwrap().version(), Version::from_u64(6));
+        assert_eq!(flights.purge(&key, Version::from_u64(7), None).unwrap().version(), Version::from_u64(6));
+        assert!(flights.memory().peek(&key).is_none());
     }
 
     #[test]
     fn a_removed_namespace_raises_the_floor_of_its_keys_and_of_no_others() {
         let (flights, key) = flights();
-        let other = EntryKey { namespace: NamespaceId::from_u128(2), key: key.key.clone() };
+        let other = key_in(2);
         let (gone, stays) = (flights.write(&key), flights.write(&other));
         flights.write(&key).fill(&absent(5));
-        flights.write(&other).fill(&absent(5));
+        flights.write(&other).fill(&state(&other, 5, Content::Absent));
         flights.purge_namespace(key.namespace, Version::from_u64(6));
-        assert!(flights.memory().get(&key).is_none() && flights.memory().get(&other).is_some());
-        assert!(!gone.fill(&absent(5)) && stays.fill(&absent(5)));
+        assert!(flights.memory().peek(&key).is_none() && flights.memory().peek(&other).is_some());
+        assert!(!gone.fill(&absent(5)) && stays.fill(&state(&other, 5, Content::Absent)));
         assert!(gone.fill(&absent(6)));
     }
 
@@ -575,28 +584,25 @@ mod tests {
         flights.write(&key).fill(&absent(5));
         for version in [4, 5] {
             flights.raise_floor(&key, Version::from_u64(version));
-            assert!(flights.memory().get(&key).is_some(), "what is held is no older than {version}");
+            assert!(flights.memory().peek(&key).is_some(), "what is held is no older than {version}");
         }
         flights.raise_floor(&key, Version::from_u64(6));
-        assert!(flights.memory().get(&key).is_none());
+        assert!(flights.memory().peek(&key).is_none());
     }
 
     #[test]
     fn at_its_deadline_an_entry_is_dropped_unless_it_was_renewed_or_replaced() {
         let (flights, key) = flights();
         let at = |seconds| Moment::ZERO + Duration::from_secs(seconds);
-        let expiring = || {
-            let content = Content::Absent;
-            Arc::new(Kept::new(Version::from_u64(5), content, at(10), Verified::at(Moment::ZERO)))
-        };
+        let expiring = || Kept::new(&key, Version::from_u64(5), Content::Absent, at(10), Verified::at(Moment::ZERO));
         let (first, another) = (expiring(), expiring());
         flights.write(&key).fill(&first);
-        flights.drop_expired(&key, &another, at(20));
-        assert!(flights.memory().get(&key).is_some(), "it is another one");
+        flights.drop_expired(&another, at(20));
+        assert!(flights.memory().peek(&key).is_some(), "it is another one");
         first.renew(Verified::at(at(5)), Some(at(30)));
-        flights.drop_expired(&key, &first, at(20));
-        assert!(flights.memory().get(&key).is_some(), "it was renewed");
-        flights.drop_expired(&key, &first, at(30));
-        assert!(flights.memory().get(&key).is_none());
+        flights.drop_expired(&first, at(20));
+        assert!(flights.memory().peek(&key).is_some(), "it was renewed");
+        flights.drop_expired(&first, at(30));
+        assert!(flights.memory().peek(&key).is_none());
     }
 }

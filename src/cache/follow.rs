@@ -4,21 +4,22 @@
 //! goes on aging from the last watermark; if the feed can be resumed where it ended, nothing was missed and all of it is covered again, else there is a
 //! gap and a new continuity begins (F6).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    entry::{Content, EntryKey, Kept, KeptValue, Verified},
-    tier::Tier,
-};
+use super::tier::Tier;
 use crate::{
     clock::{self, Moment},
     error::{Error, Kind, Result},
-    kv::feed::{Echo, Follow, Frames, Item, Message, Position, Purge, Pushed},
+    kv::{
+        Version,
+        feed::{Echo, Follow, Frames, Item, Message, Position, Purge, Pushed},
+        kept::{Content, EntryKey, Kept, KeptValue, Verified},
+    },
     wire::feed::{Decoder, encode_ping},
 };
 
@@ -185,12 +186,13 @@ impl Tier {
             }
             Item::Purge(Purge { namespace, key, version, state }) => {
                 let key = EntryKey { namespace, key };
-                let pushed = state.and_then(|state| self.pushed(&state, version, place).map(|kept| (state, kept)));
+                let pushed =
+                    state.and_then(|state| self.pushed(&key, &state, version, place).map(|kept| (state, kept)));
                 let (state, kept) = pushed.unzip();
                 if let Some(dropped) = self.flights().purge(&key, version, kept.as_ref()) {
                     self.refetch(&key, version, &dropped);
                 }
-                let state = state.map(|state| self.passed_on(state, kept.as_deref()));
+                let state = state.map(|state| self.passed_on(state, kept.as_ref()));
                 Item::Purge(Purge { namespace, key: key.key, version, state })
             }
         }
@@ -198,21 +200,20 @@ impl Tier {
 
     /// A state that came inside a purge, as an entry (F5): current at the watermark held when it came, its time left counted from that echo's ping.
     /// Before the first echo nothing is known of it, and it is a plain purge.
-    fn pushed(&self, state: &Pushed, version: crate::kv::Version, place: &Place) -> Option<Arc<Kept>> {
+    fn pushed(&self, key: &EntryKey, state: &Pushed, version: Version, place: &Place) -> Option<Kept> {
         let mark = place.mark?;
         let (content, expires_at) = match state {
             Pushed::Absent => (Content::Absent, Moment::MAX),
             Pushed::Present { value, metadata, expiration, time_left } => {
-                // Copied: what came is a slice of a frame, and would keep all of it.
-                let value = KeptValue::Whole(Bytes::copy_from_slice(value));
-                let metadata = metadata.as_deref().map(Bytes::copy_from_slice);
+                // Slices of a frame, which is not to be kept with them.
+                let (value, metadata) = (KeptValue::of_slice(value), metadata.clone());
                 let expires_at = time_left.map_or(Moment::MAX, |left| mark.pinged_at + left);
                 (Content::Present { value, metadata, expiration: *expiration }, expires_at)
             }
         };
         // Its next change comes down this same feed.
         let verified = Verified { at: mark.watermark, covered_from: self.clock().now() };
-        Some(Arc::new(Kept::new(version, content, expires_at, verified)))
+        Some(Kept::new(key, version, content, expires_at, verified))
     }
 
     /// The state as it goes on to the tiers below: with the time left to it here.

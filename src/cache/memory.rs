@@ -3,17 +3,19 @@
 //! Tokens and namespaces have budgets of their own, and known absences of them another: so neither much data nor guessing pushes out what
 //! opens the doors. Which of two states of a key is newer is not judged here, but in `flight.rs`, under the key's lock.
 
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
 
 use quick_cache::{
-    OptionsBuilder, Weighter,
+    Equivalent, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
 };
 
 use crate::{
-    cache::entry::{EntryKey, Kept},
     clock::Clock,
-    kv::{NamespaceId, Version},
+    kv::{
+        NamespaceId, Version,
+        kept::{Kept, Name},
+    },
 };
 
 pub struct Memory {
@@ -24,7 +26,31 @@ pub struct Memory {
     value_bytes_max: u64,
 }
 
-type Entries = Cache<EntryKey, Arc<Kept>, Cost, ahash::RandomState>;
+type Entries = Cache<Named, Kept, Cost, ahash::RandomState>;
+
+/// A state under its own name.
+#[derive(Clone)]
+struct Named(Kept);
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Named) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for Named {}
+
+impl Equivalent<Named> for Name<'_> {
+    fn equivalent(&self, named: &Named) -> bool {
+        *self == named.0.name()
+    }
+}
 
 /// What an entry costs: its bytes, and what keeping takes beside them (measured; see docs/decisions/0003-cache-policy.md).
 #[derive(Clone)]
@@ -32,9 +58,9 @@ struct Cost;
 
 const ENTRY_OVERHEAD_BYTES: usize = 376;
 
-impl Weighter<EntryKey, Arc<Kept>> for Cost {
-    fn weight(&self, key: &EntryKey, kept: &Arc<Kept>) -> u64 {
-        (ENTRY_OVERHEAD_BYTES + key.key.as_bytes().len() + kept.length()) as u64
+impl Weighter<Named, Kept> for Cost {
+    fn weight(&self, _: &Named, kept: &Kept) -> u64 {
+        (ENTRY_OVERHEAD_BYTES + kept.name().key.len() + kept.length()) as u64
     }
 }
 
@@ -59,7 +85,8 @@ impl Memory {
         self.value_bytes_max
     }
 
-    pub fn get(&self, key: &EntryKey) -> Option<Arc<Kept>> {
+    pub fn get<'a>(&self, key: impl Into<Name<'a>>) -> Option<Kept> {
+        let key = &key.into();
         if key.namespace == NamespaceId::RESERVED {
             return self.control.get(key).or_else(|| self.control_absent.get(key));
         }
@@ -67,27 +94,29 @@ impl Memory {
     }
 
     /// What is held, without counting as a use of it.
-    pub fn peek(&self, key: &EntryKey) -> Option<Arc<Kept>> {
+    pub fn peek<'a>(&self, key: impl Into<Name<'a>>) -> Option<Kept> {
+        let key = &key.into();
         if key.namespace == NamespaceId::RESERVED {
             return self.control.peek(key).or_else(|| self.control_absent.peek(key));
         }
         self.data.peek(key)
     }
 
-    pub fn insert(&self, key: EntryKey, kept: Arc<Kept>) {
-        if key.namespace != NamespaceId::RESERVED {
-            return self.data.insert(key, kept);
+    pub fn insert(&self, kept: Kept) {
+        if kept.name().namespace != NamespaceId::RESERVED {
+            return self.data.insert(Named(kept.clone()), kept);
         }
         let (into, other) = if kept.is_present() {
             (&self.control, &self.control_absent)
         } else {
             (&self.control_absent, &self.control)
         };
-        other.remove(&key);
-        into.insert(key, kept);
+        other.remove(&kept.name());
+        into.insert(Named(kept.clone()), kept);
     }
 
-    pub fn remove(&self, key: &EntryKey) {
+    pub fn remove<'a>(&self, key: impl Into<Name<'a>>) {
+        let key = &key.into();
         if key.namespace == NamespaceId::RESERVED {
             self.control.remove(key);
             self.control_absent.remove(key);
@@ -98,7 +127,7 @@ impl Memory {
 
     /// Drops what is older than a namespace's removal. Looks through all that is held: namespaces are seldom removed.
     pub fn remove_namespace(&self, namespace: NamespaceId, version: Version) {
-        self.data.retain(|key, kept| key.namespace != namespace || kept.version >= version);
+        self.data.retain(|_, kept| kept.name().namespace != namespace || kept.version() >= version);
     }
 
     pub fn entries(&self) -> usize {

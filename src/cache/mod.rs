@@ -1,12 +1,11 @@
 //! Tiers: edge, regional and central are three instances of one [`Tier`].
 //!
-//! `tier.rs` is the walk of a read and of a write; `entry.rs` what is kept, `memory.rs` where, `flight.rs` the order of all that changes it;
+//! `tier.rs` is the walk of a read and of a write; `memory.rs` where entries are kept, `flight.rs` the order of all that changes it;
 //! `follow.rs` applies the purge feed, `coverage.rs` knows what that proves; `remote.rs` asks a tier on another machine, over the connections
 //! that `dial.rs` makes.
 
 mod coverage;
 pub mod dial;
-pub mod entry;
 pub mod flight;
 mod follow;
 pub mod health;

@@ -32,6 +32,7 @@ use crate::{
         AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
         ValueStream, Version, Writer, Written,
         feed::{Follow, FollowerId, Frames},
+        kept::Hit,
     },
     metrics::{TierMetrics, UpstreamOutcome},
     wire::{self, Body, ControlRequest},
@@ -210,7 +211,7 @@ impl Remote {
 
 #[async_trait]
 impl Source for Remote {
-    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+    fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
         None
     }
 

@@ -14,10 +14,9 @@ use futures_util::{Stream, stream::BoxStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    cache::entry::KeptValue,
     clock::{Clock, Moment},
     error::Result,
-    kv::Value,
+    kv::{Value, kept::KeptValue},
     limits::CHUNK_BYTES,
 };
 

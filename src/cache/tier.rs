@@ -12,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     cache::{
         coverage::{Coverage, Seen},
-        entry::{Content, EntryKey, Kept, KeptValue, Verified},
         flight::{Demand, Flights, Joined, Passing, Promise, Settled, Ticket},
         health::Health,
         memory::Memory,
@@ -24,6 +23,7 @@ use crate::{
         AccountId, Answer, Backend, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
         Read, Source, State, Value, ValueStream, Version, Writer, Written,
         feed::{Follow, FollowerId, Frames},
+        kept::{Content, EntryKey, Hit, Kept, KeptValue, Name, Verified},
         reserved,
     },
     limits,
@@ -85,36 +85,22 @@ const REFETCH_SPREAD: Duration = Duration::from_millis(50);
 
 #[async_trait]
 impl Source for Tier {
-    fn held(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Option<Answer> {
+    fn held(&self, namespace: NamespaceId, key: &[u8], read: &Read) -> Option<Hit> {
+        let hit = self.at_hand(Name { namespace, key }, read)?;
         if let Some(asker) = read.asker {
             self.0.feed.note(asker, namespace, key);
         }
-        let key = EntryKey { namespace, key: key.clone() };
-        // Before the look: see `coverage.rs`.
-        let seen = self.0.coverage.seen();
-        let now = self.0.clock.now();
-        let kept = self.look(&key, now)?;
-        let age = seen.age(&kept, now);
-        if age <= read.max_age && !read.max_age.is_zero() && seen.covers(&kept, read.at_least) {
-            kept.used(now);
-            if age > refresh_after(&kept, read.max_age) {
-                self.refresh(&key, read);
-            }
-            return Some(kept.answer(read, age, seen.vouches_for(kept.verified()), now, CacheStatus::Hit));
-        }
-        if self.0.health.is_down() && self.may_be_stale(&seen, &kept, read, now) {
-            kept.used(now);
-            self.refresh(&key, read);
-            return Some(kept.answer(read, age, seen.vouches_for(kept.verified()), now, CacheStatus::Stale));
-        }
-        None
+        Some(hit)
     }
 
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
-        if let Some(answer) = self.held(namespace, key, read) {
-            return Ok(answer);
+        if let Some(asker) = read.asker {
+            self.0.feed.note(asker, namespace, key.as_bytes());
         }
         let key = EntryKey { namespace, key: key.clone() };
+        if let Some(hit) = self.at_hand(Name::from(&key), read) {
+            return Ok(hit.answer(read));
+        }
         let mut demand = Demand { max_age: read.max_age / UPSTREAM_SHARE, at_least: read.at_least };
         let mut alone = false;
         for _ in 0..ATTEMPTS {
@@ -199,7 +185,7 @@ impl Writer for Tier {
         let written = written.map_err(answered_below)?;
         self.keep_written(&ticket, &written, copy, sent_at);
         if let Some(by) = by {
-            self.0.feed.note(by, namespace, key);
+            self.0.feed.note(by, namespace, key.as_bytes());
         }
         Ok(written)
     }
@@ -319,11 +305,33 @@ impl Tier {
         self.0.follower
     }
 
+    /// What can be answered from memory (R2), or has to be, since upstream is away (R5).
+    fn at_hand(&self, key: Name<'_>, read: &Read) -> Option<Hit> {
+        // Before the look: see `coverage.rs`.
+        let seen = self.0.coverage.seen();
+        let now = self.0.clock.now();
+        let kept = self.look(key, now)?;
+        let age = seen.age(&kept, now);
+        let status = if age <= read.max_age && !read.max_age.is_zero() && seen.covers(&kept, read.at_least) {
+            CacheStatus::Hit
+        } else if self.0.health.is_down() && self.may_be_stale(&seen, &kept, read, now) {
+            CacheStatus::Stale
+        } else {
+            return None;
+        };
+        kept.used(now);
+        if status == CacheStatus::Stale || age > refresh_after(&kept, read.max_age) {
+            self.refresh(&kept, read);
+        }
+        let covered = seen.vouches_for(kept.verified());
+        Some(Hit { kept, age, covered, now, status })
+    }
+
     /// What is held of a key and has not expired (P2).
-    fn look(&self, key: &EntryKey, now: Moment) -> Option<Arc<Kept>> {
+    fn look<'a>(&self, key: impl Into<Name<'a>>, now: Moment) -> Option<Kept> {
         let kept = self.memory().get(key)?;
         if kept.is_expired(now) {
-            self.0.flights.drop_expired(key, &kept, now);
+            self.0.flights.drop_expired(&kept, now);
             return None;
         }
         Some(kept)
@@ -368,12 +376,13 @@ impl Tier {
     }
 
     /// Revalidates in the background, if nobody does so already and there is room for it (R2).
-    fn refresh(&self, key: &EntryKey, read: &Read) {
+    fn refresh(&self, kept: &Kept, read: &Read) {
         let shared = &self.0;
         if shared.health.is_recovering() && !shared.clock.random().is_multiple_of(RECOVERY_SPARING) {
             return;
         }
         let Ok(place) = Arc::clone(&shared.refills).try_acquire_owned() else { return };
+        let key = &kept.entry_key();
         if shared.flights.is_asking(key) || !shared.health.may_ask() {
             return;
         }
@@ -444,7 +453,7 @@ impl Tier {
         for _ in 0..ATTEMPTS {
             let EntryKey { namespace, key } = ticket.key().clone();
             let held = self.look(ticket.key(), shared.clock.now());
-            let held_state = held.as_deref().map(Kept::held);
+            let held_state = held.as_ref().map(Kept::held);
             let asker = Some(shared.follower);
             let read = Read { max_age, at_least: demand.at_least, held: held_state, asker };
             // P1: an answer is dated from before the question.
@@ -462,7 +471,7 @@ impl Tier {
     }
 
     /// Keeps an answer from above, if nothing newer passed meanwhile.
-    async fn take(&self, ticket: Ticket, answer: Answer, held: Option<Arc<Kept>>, sent_at: Moment) -> Result<Taken> {
+    async fn take(&self, ticket: Ticket, answer: Answer, held: Option<Kept>, sent_at: Moment) -> Result<Taken> {
         let at = sent_at - answer.age;
         let verified = Verified { at, covered_from: if answer.covered { sent_at } else { at } };
         let expires_at = |left: Option<Duration>| left.map_or(Moment::MAX, |left| sent_at + left);
@@ -472,16 +481,15 @@ impl Tier {
             (_, Some(_)) => CacheStatus::Expired,
             (_, None) => CacheStatus::Miss,
         };
+        let absent = || Kept::new(ticket.key(), answer.version, Content::Absent, Moment::MAX, verified);
         let kept = match answer.state {
-            State::Absent => Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified)),
+            State::Absent => absent(),
             State::Unchanged { time_left } => match held {
-                Some(kept) if kept.is_present() && kept.version == answer.version => {
+                Some(kept) if kept.is_present() && kept.version() == answer.version => {
                     kept.renew(verified, time_left.map(|left| sent_at + left));
                     kept
                 }
-                Some(kept) if !kept.is_present() => {
-                    Arc::new(Kept::new(answer.version, Content::Absent, Moment::MAX, verified))
-                }
+                Some(kept) if !kept.is_present() => absent(),
                 _ => {
                     return Err(Error::internal(
                         "upstream answered 'unchanged' to a question that named nothing like it",
@@ -491,7 +499,7 @@ impl Tier {
             State::Present(entry) => {
                 let expires_at = expires_at(entry.time_left);
                 let passing = Passing { entry, version: answer.version, verified, expires_at, status };
-                match self.collect(passing).await? {
+                match self.collect(ticket.key(), passing).await? {
                     Collected::Kept(kept) => kept,
                     Collected::Large(passing) => return Ok(self.pass(ticket, passing)),
                 }
@@ -504,7 +512,7 @@ impl Tier {
     }
 
     /// A value short enough to be shared, whole.
-    async fn collect(&self, passing: Passing) -> Result<Collected> {
+    async fn collect(&self, key: &EntryKey, passing: Passing) -> Result<Collected> {
         let Entry { value, metadata, expiration, time_left } = passing.entry;
         let length = value.length();
         let value = match value {
@@ -526,7 +534,7 @@ impl Tier {
             }
         };
         let content = Content::Present { value, metadata, expiration };
-        Ok(Collected::Kept(Arc::new(Kept::new(passing.version, content, passing.expires_at, passing.verified))))
+        Ok(Collected::Kept(Kept::new(key, passing.version, content, passing.expires_at, passing.verified)))
     }
 
     /// Hands a large value on as it arrives, with a copy made on the way if it may be kept.
@@ -544,7 +552,7 @@ impl Tier {
             let at_end = move |copy: Option<KeptValue>| {
                 if let Some(value) = copy {
                     let content = Content::Present { value, metadata, expiration };
-                    ticket.fill(&Arc::new(Kept::new(version, content, expires_at, verified)));
+                    ticket.fill(&Kept::new(ticket.key(), version, content, expires_at, verified));
                 }
             };
             let copy = Copy::new(length_max, &self.0.copies);
@@ -562,11 +570,8 @@ impl Tier {
         match change {
             Change::Delete => (Change::Delete, WrittenCopy::Absent),
             Change::Put { value: Value::Whole(bytes), metadata, expires } => {
-                // Copied, since what came in a batch is a slice of it, and would keep the whole batch.
-                let copy = WrittenCopy::Whole {
-                    value: Bytes::copy_from_slice(&bytes),
-                    metadata: metadata.as_deref().map(Bytes::copy_from_slice),
-                };
+                // It may be a slice of a batch, which is not to be kept with it.
+                let copy = WrittenCopy::Whole { value: KeptValue::of_slice(&bytes), metadata: metadata.clone() };
                 (Change::Put { value: Value::Whole(bytes), metadata, expires }, copy)
             }
             Change::Put { value, metadata, expires } => {
@@ -587,7 +592,6 @@ impl Tier {
         let (content, sent_at) = match copy {
             WrittenCopy::Absent => (Some(Content::Absent), sent_at),
             WrittenCopy::Whole { value, metadata } => {
-                let value = KeptValue::Whole(value);
                 (Some(Content::Present { value, metadata, expiration: written.expiration }), sent_at)
             }
             WrittenCopy::Passed { passed, metadata } => match passed.take() {
@@ -601,7 +605,8 @@ impl Tier {
             Some(content) => {
                 let expires_at = written.time_left.map_or(Moment::MAX, |left| sent_at + left);
                 // Unless something newer passed meanwhile.
-                ticket.fill(&Arc::new(Kept::new(written.version, content, expires_at, Verified::at(sent_at))));
+                let verified = Verified::at(sent_at);
+                ticket.fill(&Kept::new(ticket.key(), written.version, content, expires_at, verified));
             }
             None => self.0.flights.raise_floor(ticket.key(), written.version),
         }
@@ -615,13 +620,13 @@ enum Taken {
 }
 
 enum Collected {
-    Kept(Arc<Kept>),
+    Kept(Kept),
     Large(Passing),
 }
 
 enum WrittenCopy {
     Absent,
-    Whole { value: Bytes, metadata: Option<Bytes> },
+    Whole { value: KeptValue, metadata: Option<Bytes> },
     Passed { passed: Passed, metadata: Option<Bytes> },
 }
 

@@ -43,6 +43,7 @@ use crate::{
         Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
         Read, Source, State, Value, Version, Writer, Written,
         feed::{Follow, FollowerId, Frames},
+        kept::Hit,
     },
     limits,
     metrics::OriginMetrics,
@@ -256,13 +257,13 @@ fn namespace_unknown() -> Error {
 #[async_trait]
 impl Source for Origin {
     /// An origin holds nothing in memory.
-    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+    fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
         None
     }
 
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
         if let Some(asker) = read.asker {
-            self.core.feed.note(asker, namespace, key);
+            self.core.feed.note(asker, namespace, key.as_bytes());
         }
         self.core.get(namespace, key, read).await
     }
@@ -295,7 +296,7 @@ impl Writer for Origin {
         let version = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
         // After its own purge, whose state it has already.
         if let Some(by) = by {
-            self.core.feed.note(by, namespace, key);
+            self.core.feed.note(by, namespace, key.as_bytes());
         }
         Ok(self.core.written(version, expiration))
     }

@@ -26,7 +26,7 @@ use crate::{
     clock::{Clock, Moment},
     error::Result,
     kv::{
-        Key, NamespaceId, Version,
+        NamespaceId, Version,
         feed::{Echo, Follow, FollowerId, Frames, Item, Position, Proof},
     },
     metrics::FeedCounts,
@@ -180,7 +180,7 @@ impl Feed {
     }
 
     /// A follower asks for a key.
-    pub fn note(&self, follower: FollowerId, namespace: NamespaceId, key: &Key) {
+    pub fn note(&self, follower: FollowerId, namespace: NamespaceId, key: &[u8]) {
         let hash = self.0.hasher.hash(namespace, key);
         if let Some(follower) = self.lock().followers.get_mut(&follower) {
             follower.interest.add(hash);
@@ -225,7 +225,9 @@ impl Feed {
         let now = self.0.clock.now();
         for item in items {
             let hash = match item {
-                Item::Purge(purge) if purge.state.is_some() => self.0.hasher.hash(purge.namespace, &purge.key),
+                Item::Purge(purge) if purge.state.is_some() => {
+                    self.0.hasher.hash(purge.namespace, purge.key.as_bytes())
+                }
                 _ => 0,
             };
             state.log.push(EncodedItem::new(item), hash, now);

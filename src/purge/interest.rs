@@ -5,10 +5,7 @@
 
 use std::hash::Hash;
 
-use crate::{
-    clock::Clock,
-    kv::{Key, NamespaceId},
-};
+use crate::{clock::Clock, kv::NamespaceId};
 
 /// Hashes keys for [`Interest`], in a way that nobody outside can foresee.
 pub(super) struct KeyHasher(ahash::RandomState);
@@ -18,7 +15,7 @@ impl KeyHasher {
         KeyHasher(ahash::RandomState::with_seeds(clock.random(), clock.random(), clock.random(), clock.random()))
     }
 
-    pub(super) fn hash(&self, namespace: NamespaceId, key: &Key) -> u64 {
+    pub(super) fn hash(&self, namespace: NamespaceId, key: &[u8]) -> u64 {
         self.0.hash_one(Keyed { namespace, key })
     }
 }
@@ -26,7 +23,7 @@ impl KeyHasher {
 #[derive(Hash)]
 struct Keyed<'a> {
     namespace: NamespaceId,
-    key: &'a Key,
+    key: &'a [u8],
 }
 
 #[derive(Default)]
@@ -91,7 +88,7 @@ mod tests {
     #[test]
     fn what_was_asked_for_lately_is_of_interest_and_little_else() {
         let hasher = KeyHasher::new(&ManualClock::shared());
-        let hash = |i: usize| hasher.hash(NamespaceId::from_u128(1), &Key::new(format!("key-{i}")).unwrap());
+        let hash = |i: usize| hasher.hash(NamespaceId::from_u128(1), format!("key-{i}").as_bytes());
         let mut interest = Interest::default();
         assert!(!interest.has(hash(0)));
         for i in 0..20_000 {

@@ -5,9 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvasar::{
-    cache::entry::EntryKey,
-    kv::{Change, Expires, Read, Writer as _},
+use kvasar::kv::{
+    Change, Expires, Read, Writer as _,
+    kept::{EntryKey, Kept},
 };
 
 use crate::{
@@ -183,7 +183,7 @@ async fn away(world: &Arc<World>, nodes: &[usize], keys: &[KeyIndex], chance: &m
         for key in &keys[..keys.len().min(3)] {
             let entry = EntryKey { namespace: world.namespace(), key: world.keys[*key].clone() };
             let held = process.tier.memory().peek(&entry);
-            let lasting = |kept: &kvasar::cache::entry::Kept| kept.expires_at() == kvasar::clock::Moment::MAX;
+            let lasting = |kept: &Kept| kept.expires_at() == kvasar::clock::Moment::MAX;
             let Some(_) = held.filter(|kept| lasting(kept)) else { continue };
             let stale_max = world.profile.stale_if_unreachable;
             let verdict = workload::read_now(world, *node, *key, read_within(Duration::from_secs(1))).await;

@@ -22,6 +22,7 @@ use kvasar::{
         AccountId, Answer, Backend, Change, Control, Controlled, Key, List, NamespaceId, Page, Read, Source, State,
         Value, ValueStream, Version, Writer, Written,
         feed::{Follow, FollowerId, Frames},
+        kept::Hit,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -403,7 +404,7 @@ fn length(change: &Change) -> u64 {
 
 #[async_trait]
 impl Source for Link {
-    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+    fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
         None
     }
 

@@ -10,11 +10,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use kvasar::{
-    cache::entry::EntryKey,
     error::{Error, Kind},
     kv::{
         Answer, CacheStatus, Change, Expires, Key, List, Read, Source as _, State, Value, ValueStream, Version,
-        Writer as _, Written,
+        Writer as _, Written, kept::EntryKey,
     },
 };
 
@@ -111,8 +110,9 @@ fn a_read(world: &World, chance: &mut Chance) -> Read {
 /// Asks a location for a key; what is not held is waited for by a task of its own.
 pub(crate) fn read(world: &Arc<World>, node: usize, process: &Process, key: KeyIndex, read: Read) {
     let demand = demand(world, process, key, &read);
-    match process.tier.held(world.namespace(), &world.keys[key], &read) {
-        Some(answer) => {
+    match process.tier.held(world.namespace(), world.keys[key].as_bytes(), &read) {
+        Some(hit) => {
+            let answer = hit.answer(&read);
             if let Some(value) = check(world, node, process, key, &demand, answer) {
                 tokio::spawn(consume(Arc::clone(world), node, process.clone(), key, value));
             }
@@ -215,7 +215,7 @@ pub(crate) fn read_held(
     read: Read,
 ) -> Option<Duration> {
     let demand = demand(world, process, key, &read);
-    let answer = process.tier.held(world.namespace(), &world.keys[key], &read)?;
+    let answer = process.tier.held(world.namespace(), world.keys[key].as_bytes(), &read)?.answer(&read);
     let age = answer.age;
     // A value in pieces that are all here needs no reading.
     check(world, node, process, key, &demand, answer);

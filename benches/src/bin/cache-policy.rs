@@ -13,12 +13,12 @@ use std::{
 
 use bytes::Bytes;
 use kvasar::{
-    cache::{
-        entry::{Content, EntryKey, Kept, KeptValue, Verified},
-        memory::Memory,
-    },
+    cache::memory::Memory,
     clock::{Clock, Moment, RealClock},
-    kv::{Key, NamespaceId, Version},
+    kv::{
+        Key, NamespaceId, Version,
+        kept::{Content, EntryKey, Kept, KeptValue, Verified},
+    },
 };
 use kvasar_benches::{
     chance::{Chance, Zipf},
@@ -261,7 +261,7 @@ impl Kvasar {
         // What an entry weighs, so that there is room for that many.
         let probe = Memory::new(1 << 20, 0.05, &*clock);
         let kvasar = Kvasar { memory: probe, clock: Arc::clone(&clock) };
-        kvasar.memory.insert(kvasar.key(0), kvasar.kept(vec![0; VALUE_BYTES].into()));
+        kvasar.memory.insert(kvasar.kept(&kvasar.key(0), vec![0; VALUE_BYTES].into()));
         let weight = kvasar.memory.bytes();
         Kvasar { memory: Memory::new(weight * room as u64, 0.05, &*clock), clock }
     }
@@ -271,9 +271,9 @@ impl Kvasar {
         EntryKey { namespace, key: Key::new(format!("{key:0width$}", width = KEY_BYTES)).expect("16 bytes") }
     }
 
-    fn kept(&self, value: Bytes) -> Arc<Kept> {
+    fn kept(&self, key: &EntryKey, value: Bytes) -> Kept {
         let content = Content::Present { value: KeptValue::Whole(value), metadata: None, expiration: None };
-        Arc::new(Kept::new(Version::from_u64(1), content, Moment::MAX, Verified::at(self.clock.now())))
+        Kept::new(key, Version::from_u64(1), content, Moment::MAX, Verified::at(self.clock.now()))
     }
 }
 
@@ -287,7 +287,7 @@ impl Candidate for Kvasar {
         let key = self.key(key);
         let value = Bytes::from(value.to_vec());
         drop(value.clone());
-        self.memory.insert(key.clone(), self.kept(value));
+        self.memory.insert(self.kept(&key, value));
     }
 
     fn entries(&mut self) -> usize {

@@ -39,6 +39,7 @@ use crate::{
         Account, AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, NewToken, Page, Read, Rights,
         Source, Version, Writer, Written,
         feed::{Follow, FollowerId, Frames},
+        kept::Hit,
     },
     metrics::Metrics,
     origin::{Origin, OriginSettings},
@@ -265,7 +266,7 @@ impl Faulty {
 
 #[async_trait]
 impl Source for Faulty {
-    fn held(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Option<Answer> {
+    fn held(&self, namespace: NamespaceId, key: &[u8], read: &Read) -> Option<Hit> {
         self.origin.held(namespace, key, read)
     }
 

@@ -477,7 +477,7 @@ async fn a_copy_is_laid_out_in_whole_pieces() {
     *w.upstream.streaming.lock().unwrap() = true;
     w.read("k", within_age(60)).await;
     let kept = w.tier.memory().get(&EntryKey { namespace: NAMESPACE, key: key("k") }).unwrap();
-    let Content::Present { value: KeptValue::Parts(parts), .. } = &kept.content else { panic!("in parts") };
+    let Some(KeptValue::Parts(parts)) = kept.large_value() else { panic!("in parts") };
     assert!(parts[..parts.len() - 1].iter().all(|part| part.len() == CHUNK_BYTES));
     assert_eq!(parts.concat(), large);
 }
@@ -492,7 +492,7 @@ async fn guessing_tokens_pushes_out_no_token_that_is_held() {
     for i in 0..20_000 {
         w.tier.get(NamespaceId::RESERVED, &key(&format!("token/{i}")), &read).await.unwrap();
     }
-    assert!(w.tier.held(NamespaceId::RESERVED, &token, &read).is_some());
+    assert!(w.tier.held(NamespaceId::RESERVED, token.as_bytes(), &read).is_some());
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     clock::ManualClock,
-    kv::feed::{Message, Purge, Pushed},
+    kv::{
+        Key,
+        feed::{Message, Purge, Pushed},
+    },
     wire::feed::encode_ping,
 };
 
@@ -201,7 +204,7 @@ fn a_state_goes_to_those_who_asked_for_its_key_alone() {
     let (mut asks, mut does_not) = (Reader::follow(&feed, 1, None), Reader::follow(&feed, 2, None));
     asks.read();
     does_not.read();
-    feed.note(FollowerId(1), NAMESPACE, &key(5));
+    feed.note(FollowerId(1), NAMESPACE, key(5).as_bytes());
     feed.publish(&[with_state(5), with_state(6)], Version::from_u64(6));
     assert_eq!(items(&asks.read().0), [with_state(5), purge(6)]);
     assert_eq!(items(&does_not.read().0), [purge(5), purge(6)]);
@@ -211,7 +214,7 @@ fn a_state_goes_to_those_who_asked_for_its_key_alone() {
 fn what_a_follower_asked_for_is_remembered_over_its_next_link() {
     let (feed, _) = feed();
     let first = Reader::follow(&feed, 1, None);
-    feed.note(FollowerId(1), NAMESPACE, &key(5));
+    feed.note(FollowerId(1), NAMESPACE, key(5).as_bytes());
     let mut second = Reader::follow(&feed, 1, None);
     drop(first);
     second.read();

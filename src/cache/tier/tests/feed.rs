@@ -4,6 +4,7 @@ use super::*;
 use crate::kv::{
     Expires,
     feed::{Echo, Item, Message, Position, Purge, Pushed},
+    kept::Hit,
 };
 
 /// A world whose tier follows, and has heard its first echo.
@@ -189,7 +190,7 @@ async fn a_written_value_that_a_purge_overtook_is_not_kept() {
     let earlier = world.upstream.set(&key("k"), Some(b"mine"), None);
     world.change("k", Some(b"theirs"), false).await;
     let written = Written { version: earlier, expiration: None, time_left: None };
-    let copy = WrittenCopy::Whole { value: Bytes::from_static(b"mine"), metadata: None };
+    let copy = WrittenCopy::Whole { value: KeptValue::Whole(Bytes::from_static(b"mine")), metadata: None };
     world.tier.keep_written(&ticket, &written, copy, world.clock.now());
     world.pass(3 * SECOND).await;
     assert_eq!(world.read("k", within_age(3600)).await.0, value("theirs"));
@@ -267,7 +268,7 @@ async fn a_silent_link_is_given_up_within_three_intervals() {
 
     #[async_trait]
     impl Source for Mute {
-        fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+        fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
             None
         }
 
@@ -366,8 +367,8 @@ async fn a_purge_is_relayed_after_it_was_applied_and_a_gap_is_passed_on() {
     assert!(below.feed_age().unwrap() <= 2 * SECOND);
     let version = world.change("k", Some(b"new"), true).await;
     settle().await;
-    let answer = below.held(NAMESPACE, &key("k"), &within_age(30)).expect("the new state came along");
-    assert_eq!(answer.version, version);
+    let hit = below.held(NAMESPACE, b"k", &within_age(30)).expect("the new state came along");
+    assert_eq!(hit.kept.version(), version);
     world.gap();
     settle().await;
     assert_eq!(below.feed_age(), None);
@@ -390,8 +391,8 @@ async fn a_state_comes_along_to_those_that_wrote_an_earlier_one() {
     let version = world.change("k", Some(b"theirs"), true).await;
     settle().await;
     for tier in [&world.tier, &below] {
-        let answer = tier.held(NAMESPACE, &key("k"), &within_age(30)).expect("the new state came along");
-        assert_eq!(answer.version, version);
+        let hit = tier.held(NAMESPACE, b"k", &within_age(30)).expect("the new state came along");
+        assert_eq!(hit.kept.version(), version);
     }
     assert_eq!(world.upstream.asked(), 0);
 }

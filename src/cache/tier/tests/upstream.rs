@@ -112,12 +112,12 @@ impl Upstream {
 
 #[async_trait]
 impl Source for Upstream {
-    fn held(&self, _: NamespaceId, _: &Key, _: &Read) -> Option<Answer> {
+    fn held(&self, _: NamespaceId, _: &[u8], _: &Read) -> Option<Hit> {
         None
     }
 
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
-        read.asker.into_iter().for_each(|asker| self.feed.note(asker, namespace, key));
+        read.asker.into_iter().for_each(|asker| self.feed.note(asker, namespace, key.as_bytes()));
         self.questions.lock().unwrap().push(read.clone());
         let answer = self.failure().map(|()| self.now(key, read));
         let held_up = self.held_up.lock().unwrap().clone();
@@ -154,7 +154,7 @@ impl Writer for Upstream {
             Change::Put { value, .. } => Some(value.collect(crate::limits::VALUE_BYTES_MAX).await?),
         };
         let version = self.set(key, value.as_deref(), None);
-        by.into_iter().for_each(|by| self.feed.note(by, namespace, key));
+        by.into_iter().for_each(|by| self.feed.note(by, namespace, key.as_bytes()));
         Ok(Written { version, expiration: None, time_left: None })
     }
 
