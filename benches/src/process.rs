@@ -11,12 +11,15 @@ use std::{
 
 use serde_json::Value;
 
-/// The binary that `KVASAR_BIN` names.
+/// The binary that `KVASAR_BIN` names, or what `cargo build --release` makes beside this package.
 pub fn binary() -> String {
-    std::env::var("KVASAR_BIN").unwrap_or_else(|_| {
-        eprintln!("KVASAR_BIN has to name the binary to measure: KVASAR_BIN=../target/release/kvasar");
-        std::process::exit(2)
-    })
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/kvasar");
+    let binary = std::env::var("KVASAR_BIN").unwrap_or_else(|_| built.to_owned());
+    if !Path::new(&binary).is_file() {
+        eprintln!("there is no {binary}: build it with cargo build --release, or name it with KVASAR_BIN");
+        std::process::exit(2);
+    }
+    binary
 }
 
 /// A server at work. Dropping it ends it.
@@ -26,19 +29,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Runs the binary with these arguments until it has written its ready file; on one core of the machine if one is given. What it logs goes to
+    /// Runs the binary with these arguments until it has written its ready file; on these cores of the machine if some are given. What it logs goes to
     /// `server.log` in the folder, behind what an earlier run there has logged.
-    pub fn start(folder: &Path, core: Option<usize>, arguments: &[&str]) -> Server {
+    pub fn start(folder: &Path, cores: Option<&str>, arguments: &[&str]) -> Server {
         let ready_file = folder.join("ready.json");
         // A missing file is what it is to be.
         let _ = fs::remove_file(&ready_file);
         let log = fs::File::options().create(true).append(true).open(folder.join("server.log")).expect("a log is made");
-        let mut command = match core {
-            Some(core) => {
-                let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string(), &binary()]);
-                command
-            }
+        let mut command = match cores {
+            Some(cores) => on_cores(cores, &binary()),
             None => Command::new(binary()),
         };
         command.args(arguments).arg("--ready-file").arg(&ready_file);
@@ -94,21 +93,62 @@ pub fn memory(id: u32, line: &str) -> u64 {
     kib.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_else(|| panic!("{status} has no {line}")) * 1024
 }
 
-/// Time on a core, in the process and in the kernel for it. The system counts in hundredths of a second.
+/// Time on a core, in the process and in the kernel for it, of all its threads. The system counts in hundredths of a second.
 pub fn core_time(id: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).expect("a process has a stat");
-    // The name in brackets may hold anything; what follows it is the third field and on.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |field: usize| fields[field - 3].parse::<u64>().expect("a field of stat is a number");
-    Duration::from_millis((ticks(14) + ticks(15)) * 10)
+    Stat::of(id).expect("a process has a stat").time()
 }
 
-/// Keeps this process to one core.
-pub fn keep_to_core(core: usize) {
+/// The same of the process and all that it started and they started, also those that have ended.
+pub fn tree_time(id: u32) -> Duration {
+    let numbers = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let processes = fs::read_dir("/proc").expect("the system shows its processes").flatten().filter_map(numbers);
+    // One that ends meanwhile is counted by its parent from then on.
+    let stats: Vec<(u32, Stat)> = processes.filter_map(|id| Some((id, Stat::of(id)?))).collect();
+    let mut tree = vec![id];
+    let mut next = 0;
+    while let Some(parent) = tree.get(next).copied() {
+        tree.extend(stats.iter().filter(|(_, stat)| stat.number(4) == u64::from(parent)).map(|(id, _)| *id));
+        next += 1;
+    }
+    let ours = stats.iter().filter(|(id, _)| tree.contains(id));
+    ours.map(|(_, stat)| stat.time() + stat.time_of_ended_children()).sum()
+}
+
+/// `/proc/ID/stat` from its third field on; the name in brackets before it may hold anything.
+struct Stat(Vec<String>);
+
+impl Stat {
+    fn of(id: u32) -> Option<Stat> {
+        let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        Some(Stat(text.rsplit(')').next()?.split_whitespace().map(str::to_owned).collect()))
+    }
+
+    /// A field, counted from one as in proc(5).
+    fn number(&self, field: usize) -> u64 {
+        self.0[field - 3].parse().expect("a field of stat is a number")
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_millis((self.number(14) + self.number(15)) * 10)
+    }
+
+    fn time_of_ended_children(&self) -> Duration {
+        Duration::from_millis((self.number(16) + self.number(17)) * 10)
+    }
+}
+
+/// Keeps this process, all of its threads, to these cores; `0,2-3` is such a list.
+pub fn keep_to_cores(cores: &str) {
     let id = std::process::id().to_string();
-    let status =
-        Command::new("taskset").args(["-a", "-c", "-p", &core.to_string(), &id]).stdout(Stdio::null()).status();
+    let status = Command::new("taskset").args(["-a", "-c", "-p", cores, &id]).stdout(Stdio::null()).status();
     assert!(status.expect("taskset runs").success());
+}
+
+/// A command that will keep to these cores, and that the system ends when this process ends without having done so.
+pub fn on_cores(cores: &str, program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "taskset", "-c", cores, program]);
+    command
 }
 
 /// The middle one of some figures.

@@ -1,8 +1,7 @@
 //! Many followers of one tier while much is written: what the tier needs for it, how soon the slowest hears of a write, and whether one that takes nothing
 //! changes anything for the others.
 //!
-//! The followers are connections of this program that ping as a tier does and read whatever comes. `followers [COUNT]`; 1,000 unless told. All of
-//! it shares one machine, so the receivers' work is on the same cores as the sender's.
+//! The followers are connections of this program that ping as a tier does and read whatever comes. All of it shares one machine, so the receivers' work is on the same cores as the sender's.
 
 use std::{
     io,
@@ -14,13 +13,13 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    chain::{Chain, SECRET},
+    process::{MIB, core_time, load, memory, quantile},
+};
 use kvasar::{
     kv::feed::{Follow, FollowerId, Item, Message},
     wire::{self, feed::Decoder},
-};
-use kvasar_benches::{
-    chain::{Chain, SECRET},
-    process::{MIB, core_time, load, memory, quantile},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -61,9 +60,7 @@ struct Heard {
     next: Option<u64>,
 }
 
-#[tokio::main]
-async fn main() {
-    let count = std::env::args().nth(1).map_or(1000, |text| text.parse().expect("a number of followers"));
+pub async fn run(count: u64) {
     let chain = Chain::start(Duration::ZERO).await;
     let tier = chain.region.server.id();
     let before = memory(tier, "VmRSS");
@@ -220,7 +217,7 @@ async fn write_all(chain: &Chain, writes: &Arc<Writes>, per_second: u64) -> u64 
         writers.push(tokio::spawn(async move {
             for number in (writer..writes.acknowledged.len() as u64).step_by(WRITERS as usize) {
                 tokio::time::sleep_until(start + Duration::from_secs(number) / per_second as u32).await;
-                kvasar_benches::chain::write(&mut line, &format!("write-{number}"), &[b'x'; VALUE_BYTES]).await;
+                crate::chain::write(&mut line, &format!("write-{number}"), &[b'x'; VALUE_BYTES]).await;
                 writes.acknowledged[number as usize].store(writes.now(), Ordering::SeqCst);
             }
         }));

@@ -8,15 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use futures_util::stream;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::{Method, body::Frame};
-use kvasar_benches::{
+use crate::{
     chance::Chance,
     client::{Body, Client, whole},
     process::{MIB, Server, median, memory},
 };
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{Method, body::Frame};
 use tokio::{sync::Barrier, task::JoinSet};
 
 const CLIENTS: u64 = 64;
@@ -29,8 +29,7 @@ const CACHE_MIB: f64 = 64.0;
 /// What the store of `kvasar dev` may keep of what it read.
 const STORE_CACHE_MIB: f64 = 64.0;
 
-#[tokio::main]
-async fn main() {
+pub async fn run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = folder.path().join("data");
     let data = data.to_str().expect("a path in UTF-8");

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kvasar_benches::{
+use crate::{
     chain::{Chain, read, write},
     chance::Chance,
     process::load,
@@ -55,8 +55,7 @@ struct Seen {
     closest: Option<u64>,
 }
 
-#[tokio::main]
-async fn main() {
+pub async fn run() {
     let chain = Arc::new(Chain::start(TRIP).await);
     let acknowledged = || (0..REMEMBERED).map(|_| AtomicU64::new(0)).collect();
     let truth = Arc::new(Truth { start: Instant::now(), acknowledged: (0..WRITTEN).map(|_| acknowledged()).collect() });
@@ -93,7 +92,7 @@ async fn main() {
 }
 
 /// Writes to one key after the other the number of the write.
-async fn keep_writing(mut line: kvasar_benches::line::Line, truth: Arc<Truth>, done: Arc<AtomicBool>) -> u64 {
+async fn keep_writing(mut line: crate::line::Line, truth: Arc<Truth>, done: Arc<AtomicBool>) -> u64 {
     let mut writes = 0;
     for number in 1..REMEMBERED {
         for key in 0..WRITTEN {

@@ -3,8 +3,6 @@
 //! A chain of processes with two edges; clients at each location read, write and delete through it while one role after the other, at times two at once, is
 //! killed and started again where it was. Every client logs what it asked and what it was answered. Afterwards all of the logs are put together: a write took
 //! effect no later than it was acknowledged or first seen, which is what can be known from outside; a write without an answer may have taken effect or not.
-//!
-//! `kills [ROUNDS] [SEED]`; 50 and 1 unless told.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,26 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvasar_benches::{
+use crate::{
     chain::{Chain, Role},
     chance::Chance,
     line::{Answer, Line},
     process::{load, quantile},
 };
 
-/// What the checker counts in.
-mod clock {
-    pub(crate) type Nanos = u64;
-    pub(crate) const MICRO: Nanos = 1_000;
-    pub(crate) const MILLI: Nanos = 1_000_000;
-}
-
 #[allow(dead_code, reason = "it also checks what only the simulator does")]
 #[path = "../../../tests/sim/checker.rs"]
 mod checker;
 
+use crate::clock::{self, Nanos};
 use checker::{Answered, Checker, Demand, Effect, Floor, Seen, Violation};
-use clock::Nanos;
 
 const TRIP: Duration = Duration::from_millis(20);
 const KEYS: usize = 60;
@@ -84,11 +75,7 @@ impl World {
     }
 }
 
-#[tokio::main]
-async fn main() {
-    let argument =
-        |at: usize, default: u64| std::env::args().nth(at).map_or(default, |text| text.parse().expect("a number"));
-    let (rounds, seed) = (argument(1, 50), argument(2, 1));
+pub async fn run(rounds: u64, seed: u64) {
     let mut chain = Chain::start(TRIP).await;
     let mut near = chain.add("edge", "near", &chain.region, Duration::ZERO);
     let world = Arc::new(World {

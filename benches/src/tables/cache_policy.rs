@@ -1,6 +1,6 @@
 //! Which cache to keep entries in: miss ratio, bytes beside each entry, and time per call of the candidates.
 //!
-//! Run without arguments it prints all tables. Memory and time are measured in a process of its own for each candidate, which is this
+//! Memory and time are measured in a process of its own for each candidate, which is this
 //! program again with arguments.
 
 use std::{
@@ -11,6 +11,10 @@ use std::{
     time::Instant,
 };
 
+use crate::{
+    chance::{Chance, Zipf},
+    process::memory,
+};
 use bytes::Bytes;
 use kvasar::{
     cache::memory::Memory,
@@ -19,10 +23,6 @@ use kvasar::{
         Key, NamespaceId, Version,
         kept::{Content, EntryKey, Kept, KeptValue, Verified},
     },
-};
-use kvasar_benches::{
-    chance::{Chance, Zipf},
-    process::memory,
 };
 
 const KEYS: usize = 1_000_000;
@@ -61,16 +61,23 @@ fn candidate(name: &str, room: usize) -> Box<dyn Candidate> {
     }
 }
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => tables(),
-        ["memory", name] => println!("{:.0}", bytes_beside_each_entry(name)),
-        ["time", name] => {
+/// What is measured in a process of its own, for one cache.
+#[derive(clap::Subcommand)]
+pub enum Part {
+    /// Bytes beside each entry
+    Memory { name: String },
+    /// Nanoseconds of a call
+    Time { name: String },
+}
+
+pub fn run(part: Option<&Part>) {
+    match part {
+        None => tables(),
+        Some(Part::Memory { name }) => println!("{:.0}", bytes_beside_each_entry(name)),
+        Some(Part::Time { name }) => {
             let (get, insert) = nanos_per_call(name);
             println!("{get:.0} | {insert:.0}");
         }
-        _ => panic!("either no arguments, or memory NAME, or time NAME"),
     }
 }
 
@@ -92,7 +99,7 @@ fn tables() {
 
 fn in_own_process(what: &str, name: &str) -> String {
     let this = std::env::current_exe().expect("this program is a file");
-    let output = Command::new(this).args([what, name]).output().expect("this program runs");
+    let output = Command::new(this).args(["cache-policy", what, name]).output().expect("this program runs");
     assert!(output.status.success(), "{what} {name}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

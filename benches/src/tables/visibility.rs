@@ -5,15 +5,15 @@
 
 use std::time::Duration;
 
-use hyper::Method;
-use kvasar::api::auth::hash;
-use kvasar_benches::{
+use crate::{
     chain::{Chain, SECRET, read, write},
     chance::Chance,
     client::Client,
     line::Line,
     process::{load, quantile},
 };
+use hyper::Method;
+use kvasar::api::auth::hash;
 use tokio::time::Instant;
 
 const TRIP: Duration = Duration::from_millis(80);
@@ -41,8 +41,7 @@ const CASES: [Case; 5] = [
     Case { name: "10 KiB over absence held", before: None, after: Some(10240), trips: 3.0 },
 ];
 
-#[tokio::main]
-async fn main() {
+pub async fn run() {
     let chain = Chain::start(TRIP).await;
     let mut chance = Chance::new(1);
     println!("A trip takes {TRIP:?}; {SAMPLES} writes a row, one at a time; load {}.\n", load());
@@ -105,7 +104,7 @@ async fn revoke(chain: &Chain) -> (Vec<Duration>, usize) {
         control.ask(Method::POST, &url, revoke.to_string()).await;
         let acknowledged = Instant::now();
         loop {
-            let path = kvasar_benches::chain::path("of-the-token");
+            let path = crate::chain::path("of-the-token");
             let answer = away.ask("GET", &path, "", b"").await.expect("away answers");
             if answer.status == 401 {
                 break;
@@ -142,7 +141,7 @@ async fn measure(chain: &Chain, number: usize, case: &Case, chance: &mut Chance)
         match &after {
             Some(value) => write(&mut centre, key, value.as_bytes()).await,
             None => {
-                let path = kvasar_benches::chain::path(key);
+                let path = crate::chain::path(key);
                 centre.ask("DELETE", &path, "", b"").await.expect("the centre answers")
             }
         };
@@ -164,7 +163,7 @@ async fn measure(chain: &Chain, number: usize, case: &Case, chance: &mut Chance)
     (took, came_along)
 }
 
-fn shows(answer: &kvasar_benches::line::Answer, state: &Option<String>) -> bool {
+fn shows(answer: &crate::line::Answer, state: &Option<String>) -> bool {
     match state {
         Some(value) => answer.status == 200 && answer.body == value.as_bytes(),
         None => answer.status == 404,

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::Method;
-use kvasar_benches::{
+use crate::{
     chance::Chance,
     client::Client,
     process::{MIB, Server, memory},
 };
+use hyper::Method;
 use serde_json::Value;
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -26,8 +26,7 @@ const BODY_BYTES_MAX: usize = 100_000_000;
 const CONCURRENCY: usize = 2;
 const PAGE: usize = 1000;
 
-#[tokio::main]
-async fn main() {
+pub async fn run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = "[server]\nadmin = \"127.0.0.1:0\"\n[origin]\ndata = \"data\"\n\
                   [[tier]]\nrole = \"central\"\nname = \"centre\"\nupstream = \"origin\"\ncache = \"256MiB\"\n\

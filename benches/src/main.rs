@@ -1,0 +1,106 @@
+//! Measurements of Kvasar beside what people would use in its place: one command for each table of docs/benchmarks.md.
+//!
+//! They run real processes, keep server and load on cores of their own, give each its turn in rounds, and check every answer: a measurement that finds a wrong
+//! one panics, since a figure about wrong answers is none.
+
+mod ask;
+mod chain;
+mod chance;
+mod client;
+mod kvasar;
+mod line;
+mod load;
+mod machine;
+mod options;
+mod peers;
+mod process;
+mod report;
+mod responder;
+/// What the simulator's checker counts in.
+mod clock {
+    pub(crate) type Nanos = u64;
+    pub(crate) const MICRO: Nanos = 1_000;
+    pub(crate) const MILLI: Nanos = 1_000_000;
+}
+
+mod tables {
+    pub mod ages;
+    pub mod bulk_load;
+    pub mod cache_policy;
+    pub mod followers;
+    pub mod hot_read;
+    pub mod kills;
+    pub mod large_values;
+    pub mod visibility;
+}
+
+use clap::{Parser, Subcommand};
+
+use options::Options;
+use tables::*;
+
+#[derive(Parser)]
+#[command(name = "kvasar-bench", about = "Measures Kvasar beside its peers; each command prints a table")]
+struct Arguments {
+    #[command(subcommand)]
+    table: Command,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A read from memory, beside the least servers, nginx, Varnish and Redis
+    HotRead(hot_read::Arguments),
+    /// Loading much through REST, and listing it
+    BulkLoad,
+    /// Many clients with values of 25 MiB
+    LargeValues,
+    /// How soon a write is seen far away
+    Visibility,
+    /// How old covered answers say they are
+    Ages,
+    /// Many followers of one tier
+    Followers {
+        #[arg(default_value_t = 1000)]
+        count: u64,
+    },
+    /// Killed processes under load
+    Kills {
+        #[arg(default_value_t = 50)]
+        rounds: u64,
+        #[arg(default_value_t = 1)]
+        seed: u64,
+    },
+    /// Miss ratio, memory and time of caches
+    CachePolicy {
+        #[command(subcommand)]
+        part: Option<cache_policy::Part>,
+    },
+    /// One of the least servers, which others are measured against
+    #[command(hide = true)]
+    Respond { kind: responder::Kind, length: usize },
+}
+
+fn main() {
+    let Arguments { table, options } = Arguments::parse();
+    match &table {
+        Command::Respond { kind, length } => return responder::run(*kind, *length),
+        Command::CachePolicy { part } => return cache_policy::run(part.as_ref()),
+        _ => {}
+    }
+    println!("{}\n", machine::describe());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime is made");
+    runtime.block_on(async {
+        match table {
+            Command::HotRead(arguments) => hot_read::run(&arguments, &options).await,
+            Command::BulkLoad => bulk_load::run().await,
+            Command::LargeValues => large_values::run().await,
+            Command::Visibility => visibility::run().await,
+            Command::Ages => ages::run().await,
+            Command::Followers { count } => followers::run(count).await,
+            Command::Kills { rounds, seed } => kills::run(rounds, seed).await,
+            Command::Respond { .. } | Command::CachePolicy { .. } => unreachable!("they ran above"),
+        }
+    });
+}
