@@ -113,6 +113,15 @@ impl Request {
         Request::template(bytes)
     }
 
+    /// Redis' `SET` of each key's value.
+    pub fn redis_set(values: &Values) -> Request {
+        let head = format!("*3\r\n$3\r\nSET\r\n$12\r\nkey-{KEY}\r\n${}\r\n{KEY}", values.length());
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(&values.of(0)[KEY_DIGITS..]);
+        bytes.extend_from_slice(b"\r\n");
+        Request::template(bytes)
+    }
+
     pub fn write(&self, key: u32, into: &mut Vec<u8>) {
         into.clear();
         match self {
@@ -138,6 +147,8 @@ pub enum Expected {
     Status { status: u16, head: &'static str },
     /// Redis' answer to GET.
     RedisValue { values: Values },
+    /// Redis' answer to GET of what is not there.
+    RedisNone,
     /// Redis' `+OK`.
     RedisOk,
 }
@@ -149,11 +160,8 @@ impl Expected {
     /// The length of the answer at the front of what has come, once it is there; panics when it is not what it has to be.
     pub fn check(&self, key: u32, number: u64, arrived: &[u8]) -> Option<usize> {
         match self {
-            Expected::RedisOk => {
-                let end = memchr::memchr(b'\n', arrived)? + 1;
-                assert_eq!(&arrived[..end], b"+OK\r\n", "{}", String::from_utf8_lossy(&arrived[..end]));
-                Some(end)
-            }
+            Expected::RedisOk => line(b"+OK\r\n", arrived),
+            Expected::RedisNone => line(b"$-1\r\n", arrived),
             Expected::RedisValue { values } => {
                 let start = memchr::memchr(b'\n', arrived)? + 1;
                 let length = std::str::from_utf8(&arrived[..start]).ok().and_then(|line| line.strip_prefix('$'));
@@ -193,6 +201,12 @@ impl Expected {
         let end = start + content_length(head)?;
         (arrived.len() >= end).then_some((start, end))
     }
+}
+
+fn line(expected: &[u8], arrived: &[u8]) -> Option<usize> {
+    let end = memchr::memchr(b'\n', arrived)? + 1;
+    assert_eq!(&arrived[..end], expected, "{}", String::from_utf8_lossy(&arrived[..end]));
+    Some(end)
 }
 
 fn sampled(values: &Values, key: u32, number: u64, value: &[u8]) {

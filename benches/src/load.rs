@@ -75,45 +75,34 @@ pub enum HeldBack {
 /// From here on a core is used up.
 const BUSY: f64 = 0.95;
 
-/// How a load goes about it.
-#[derive(Clone, Copy)]
-pub enum Pace {
-    Closed,
-    /// That many requests a second.
-    Open(f64),
+/// Asks for that long on that many connections, each as soon as it is answered.
+pub fn round(target: &Target, connections: usize, length: Duration) -> Round {
+    let mut load = Load::connect(&[(target, connections)]);
+    load.measured(|load| load.closed(Instant::now() + length)).remove(0)
 }
 
-/// Asks for that long on that many connections.
-pub fn round(target: &Target, connections: usize, length: Duration, pace: Pace) -> Round {
-    let mut load = Load::connect(target, connections);
-    let own = std::process::id();
-    let before = (core_time(own), tree_times(&target.servers));
-    let start = Instant::now();
-    match pace {
-        Pace::Closed => load.closed(start + length),
-        Pace::Open(rate) => load.open(start, length, rate),
-    }
-    let took = start.elapsed();
-    let server_time = tree_times(&target.servers).saturating_sub(before.1);
-    let load_time = core_time(own) - before.0;
-    Round {
-        requests: load.answered,
-        took,
-        server_time,
-        latency: load.latency,
-        server_share: server_time.as_secs_f64() / took.as_secs_f64(),
-        load_share: load_time.as_secs_f64() / took.as_secs_f64(),
-        late: load.late,
-    }
+/// Part of an open load.
+pub struct Part<'a> {
+    pub target: &'a Target,
+    pub connections: usize,
+    /// Requests a second.
+    pub rate: f64,
 }
 
-/// Asks for each of these keys once, in turn, to have a server hold them; any right status will do.
+/// Asks for that long, all of the parts at once, each at its own rate whatever the servers do. A round for each.
+pub fn open(parts: &[Part<'_>], length: Duration) -> Vec<Round> {
+    let targets: Vec<_> = parts.iter().map(|part| (part.target, part.connections)).collect();
+    let rates: Vec<f64> = parts.iter().map(|part| part.rate).collect();
+    Load::connect(&targets).measured(|load| load.open(length, &rates))
+}
+
+/// Asks for each of the keys from 0 on once, to have a server hold them.
 pub fn once(target: &Target, count: u32) {
     let warm = Target { keys: Keys::Counting(0), ..target.clone() };
-    let mut load = Load::connect(&warm, 32);
-    load.count = Some(u64::from(count));
+    let mut load = Load::connect(&[(&warm, 32)]);
+    load.parts[0].count = Some(u64::from(count));
     load.closed(Instant::now() + Duration::from_secs(600));
-    assert_eq!(load.answered, u64::from(count), "{} did not answer for all keys in time", target.name);
+    assert_eq!(load.parts[0].answered, u64::from(count), "{} did not answer for all keys in time", target.name);
 }
 
 fn tree_times(servers: &[u32]) -> Duration {
@@ -127,6 +116,8 @@ fn histogram() -> Histogram<u64> {
 
 struct Connection {
     stream: TcpStream,
+    /// Which part it belongs to.
+    part: usize,
     request: Vec<u8>,
     written: usize,
     buffer: Vec<u8>,
@@ -138,10 +129,9 @@ struct Connection {
     asking: bool,
 }
 
-struct Load<'a> {
+/// What is asked of one target, and what came of it.
+struct Asked<'a> {
     target: &'a Target,
-    poll: Poll,
-    connections: Vec<Connection>,
     /// The number of the next request.
     next: u64,
     /// How many requests there are, if not as many as the time allows.
@@ -149,43 +139,93 @@ struct Load<'a> {
     answered: u64,
     latency: Histogram<u64>,
     late: Histogram<u64>,
+    /// Connections without a request, of an open load.
+    idle: VecDeque<usize>,
+    /// Whether a request that was due had to wait for a connection.
+    waited: bool,
 }
 
-/// Room for a head and a short value; it grows once for longer ones.
+struct Load<'a> {
+    poll: Poll,
+    connections: Vec<Connection>,
+    parts: Vec<Asked<'a>>,
+}
+
+/// Room for a head and a short value; it grows for longer ones.
 const BUFFER_BYTES: usize = 8192;
 
 impl<'a> Load<'a> {
-    fn connect(target: &'a Target, count: usize) -> Load<'a> {
+    fn connect(targets: &[(&'a Target, usize)]) -> Load<'a> {
         let poll = Poll::new().expect("the system polls");
-        let connections = (0..count)
-            .map(|index| {
-                let stream = std::net::TcpStream::connect(target.address)
-                    .unwrap_or_else(|e| panic!("connecting to {} at {}: {e}", target.name, target.address));
-                stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).expect("a socket takes options");
-                let mut stream = TcpStream::from_std(stream);
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                poll.registry().register(&mut stream, Token(index), interest).expect("a socket can be polled");
-                Connection {
-                    stream,
-                    request: Vec::new(),
-                    written: 0,
-                    buffer: vec![0; BUFFER_BYTES],
-                    filled: 0,
-                    key: 0,
-                    number: 0,
-                    since: Instant::now(),
-                    asking: false,
-                }
-            })
-            .collect();
-        Load { target, poll, connections, next: 0, count: None, answered: 0, latency: histogram(), late: histogram() }
+        let mut load = Load { poll, connections: Vec::new(), parts: Vec::new() };
+        for (part, (target, count)) in targets.iter().enumerate() {
+            let first = load.connections.len();
+            for _ in 0..*count {
+                load.add(part, target);
+            }
+            load.parts.push(Asked {
+                target,
+                next: 0,
+                count: None,
+                answered: 0,
+                latency: histogram(),
+                late: histogram(),
+                idle: (first..load.connections.len()).collect(),
+                waited: false,
+            });
+        }
+        load
+    }
+
+    fn add(&mut self, part: usize, target: &Target) {
+        let stream = std::net::TcpStream::connect(target.address)
+            .unwrap_or_else(|e| panic!("connecting to {} at {}: {e}", target.name, target.address));
+        stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).expect("a socket takes options");
+        let mut stream = TcpStream::from_std(stream);
+        let (token, interest) = (Token(self.connections.len()), Interest::READABLE | Interest::WRITABLE);
+        self.poll.registry().register(&mut stream, token, interest).expect("a socket can be polled");
+        self.connections.push(Connection {
+            stream,
+            part,
+            request: Vec::new(),
+            written: 0,
+            buffer: vec![0; BUFFER_BYTES],
+            filled: 0,
+            key: 0,
+            number: 0,
+            since: Instant::now(),
+            asking: false,
+        });
+    }
+
+    /// Runs it, and says what came of each part. Parts with a server in common share its time.
+    fn measured(&mut self, run: impl FnOnce(&mut Self)) -> Vec<Round> {
+        let own = std::process::id();
+        let times = |load: &Self| load.parts.iter().map(|part| tree_times(&part.target.servers)).collect::<Vec<_>>();
+        let before = (core_time(own), times(self));
+        let start = Instant::now();
+        run(self);
+        let took = start.elapsed();
+        let load_share = (core_time(own) - before.0).as_secs_f64() / took.as_secs_f64();
+        let spent = times(self).into_iter().zip(before.1).map(|(now, before)| now.saturating_sub(before));
+        let spent: Vec<Duration> = spent.collect();
+        let rounds = self.parts.drain(..).zip(spent).map(|(part, server_time)| Round {
+            requests: part.answered,
+            took,
+            server_time,
+            latency: part.latency,
+            server_share: server_time.as_secs_f64() / took.as_secs_f64(),
+            load_share,
+            late: part.late,
+        });
+        rounds.collect()
     }
 
     fn closed(&mut self, until: Instant) {
         let mut events = Events::with_capacity(1024);
         let mut asking = 0;
         for index in 0..self.connections.len() {
-            if self.has_more() {
+            if self.parts[self.connections[index].part].has_more() {
                 self.ask(index, Instant::now());
                 asking += 1;
             }
@@ -193,15 +233,15 @@ impl<'a> Load<'a> {
         let mut now = Instant::now();
         while asking > 0 {
             self.poll.poll(&mut events, Some(PATIENCE)).or_else(interrupted).expect("the system polls");
-            assert!(!events.is_empty() || now.elapsed() < PATIENCE, "{} has stopped answering", self.target.name);
+            assert!(!events.is_empty() || now.elapsed() < PATIENCE, "nothing is answered any more");
             for event in &events {
                 let index = event.token().0;
                 if !self.connections[index].asking || !self.proceed(index) {
                     continue;
                 }
                 now = Instant::now();
-                self.note(index, now);
-                if now < until && self.has_more() {
+                let part = self.note(index, now);
+                if now < until && self.parts[part].has_more() {
                     self.ask(index, now);
                 } else {
                     asking -= 1;
@@ -210,51 +250,58 @@ impl<'a> Load<'a> {
         }
     }
 
-    fn has_more(&self) -> bool {
-        self.count.is_none_or(|count| self.next < count)
-    }
-
     /// Never sleeps: the system's shortest sleep is longer than what is measured here.
-    fn open(&mut self, start: Instant, length: Duration, rate: f64) {
+    fn open(&mut self, length: Duration, rates: &[f64]) {
         let mut events = Events::with_capacity(1024);
-        let total = (length.as_secs_f64() * rate) as u64;
-        let due = |number: u64| start + Duration::from_secs_f64(number as f64 / rate);
-        let mut idle: VecDeque<usize> = (0..self.connections.len()).collect();
-        let mut waited = false;
-        while self.answered < total {
+        let start = Instant::now();
+        for (part, rate) in self.parts.iter_mut().zip(rates) {
+            part.count = Some((length.as_secs_f64() * rate) as u64);
+        }
+        while self.parts.iter().any(|part| Some(part.answered) < part.count) {
             let now = Instant::now();
-            assert!(now < start + length + PATIENCE, "{} is far behind the load", self.target.name);
-            while self.next < total && due(self.next) <= now {
-                let Some(index) = idle.pop_front() else {
-                    waited = true;
-                    break;
-                };
-                let since = due(self.next);
-                if !waited {
-                    _ = self.late.record((now - since).as_nanos() as u64);
-                }
-                self.ask(index, since);
-                // A request that waited for a connection was late for the server's sake; so is each behind it until none waits.
-                waited &= self.next < total && due(self.next) <= now;
+            assert!(now < start + length + PATIENCE, "the server is far behind the load");
+            for (part, rate) in rates.iter().enumerate() {
+                self.ask_what_is_due(part, start, *rate, now);
             }
             self.poll.poll(&mut events, Some(Duration::ZERO)).or_else(interrupted).expect("the system polls");
             for event in &events {
                 let index = event.token().0;
                 if self.connections[index].asking && self.proceed(index) {
-                    self.note(index, Instant::now());
-                    idle.push_back(index);
+                    let part = self.note(index, Instant::now());
+                    self.parts[part].idle.push_back(index);
                 }
             }
+        }
+    }
+
+    fn ask_what_is_due(&mut self, number: usize, start: Instant, rate: f64, now: Instant) {
+        loop {
+            let part = &mut self.parts[number];
+            let due = start + Duration::from_secs_f64(part.next as f64 / rate);
+            if !part.has_more() || due > now {
+                part.waited = false;
+                return;
+            }
+            let Some(index) = part.idle.pop_front() else {
+                part.waited = true;
+                return;
+            };
+            // One that waited for a connection is late for the server's sake, and so is each behind it.
+            if !part.waited {
+                part.late.saturating_record((now - due).as_nanos() as u64);
+            }
+            self.ask(index, due);
         }
     }
 
     /// Begins the next request on a connection.
     fn ask(&mut self, index: usize, since: Instant) {
         let connection = &mut self.connections[index];
-        connection.number = self.next;
-        connection.key = self.target.keys.at(self.next);
-        self.next += 1;
-        self.target.request.write(connection.key, &mut connection.request);
+        let part = &mut self.parts[connection.part];
+        connection.number = part.next;
+        connection.key = part.target.keys.at(part.next);
+        part.next += 1;
+        part.target.request.write(connection.key, &mut connection.request);
         (connection.written, connection.filled) = (0, 0);
         (connection.since, connection.asking) = (since, true);
         connection.send();
@@ -263,31 +310,41 @@ impl<'a> Load<'a> {
     /// Sends and takes what it can; answers whether the answer is complete.
     fn proceed(&mut self, index: usize) -> bool {
         let connection = &mut self.connections[index];
+        let target = self.parts[connection.part].target;
         connection.send();
         loop {
             if connection.filled == connection.buffer.len() {
                 connection.buffer.resize(connection.buffer.len() * 4, 0);
             }
             match connection.stream.read(&mut connection.buffer[connection.filled..]) {
-                Ok(0) => panic!("{} closed a connection", self.target.name),
+                Ok(0) => panic!("{} closed a connection", target.name),
                 Ok(length) => connection.filled += length,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => panic!("{}: {e}", self.target.name),
+                Err(e) => panic!("{}: {e}", target.name),
             }
             let arrived = &connection.buffer[..connection.filled];
-            if let Some(length) = self.target.expected.check(connection.key, connection.number, arrived) {
-                assert_eq!(length, arrived.len(), "{} answered more than it was asked", self.target.name);
+            if let Some(length) = target.expected.check(connection.key, connection.number, arrived) {
+                assert_eq!(length, arrived.len(), "{} answered more than it was asked", target.name);
                 connection.asking = false;
                 return true;
             }
         }
     }
 
-    fn note(&mut self, index: usize, now: Instant) {
-        self.answered += 1;
-        let took = now.saturating_duration_since(self.connections[index].since);
-        self.latency.saturating_record(took.as_nanos() as u64);
+    /// Counts an answer; says for which part.
+    fn note(&mut self, index: usize, now: Instant) -> usize {
+        let connection = &self.connections[index];
+        let part = &mut self.parts[connection.part];
+        part.answered += 1;
+        part.latency.saturating_record(now.saturating_duration_since(connection.since).as_nanos() as u64);
+        connection.part
+    }
+}
+
+impl Asked<'_> {
+    fn has_more(&self) -> bool {
+        self.count.is_none_or(|count| self.next < count)
     }
 }
 

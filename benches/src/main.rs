@@ -31,6 +31,8 @@ mod tables {
     pub mod hot_read;
     pub mod kills;
     pub mod large_values;
+    pub mod latency;
+    pub mod put;
     pub mod visibility;
 }
 
@@ -52,6 +54,10 @@ struct Arguments {
 enum Command {
     /// A read from memory, beside the least servers, nginx, Varnish and Redis
     HotRead(hot_read::Arguments),
+    /// How long a hot read takes at 70 % of capacity
+    Latency,
+    /// Durable puts beside Redis and etcd
+    Put,
     /// Loading much through REST, and listing it
     BulkLoad,
     /// Many clients with values of 25 MiB
@@ -94,6 +100,8 @@ fn main() {
     runtime.block_on(async {
         match table {
             Command::HotRead(arguments) => hot_read::run(&arguments, &options).await,
+            Command::Latency => latency::run(&options).await,
+            Command::Put => put::run(&options).await,
             Command::BulkLoad => bulk_load::run().await,
             Command::LargeValues => large_values::run().await,
             Command::Visibility => visibility::run().await,

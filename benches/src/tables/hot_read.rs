@@ -8,7 +8,7 @@ use std::{path::Path, time::Duration};
 use crate::{
     ask::{Expected, KEY, Keys, Request, Values, name},
     kvasar::Kvasar,
-    load::{HeldBack, Pace, Round, Target, once, round},
+    load::{HeldBack, Round, Target, once, round},
     options::Options,
     peers::{self, Peer},
     process::{keep_to_cores, median},
@@ -120,14 +120,10 @@ pub async fn field(keys: u32, values: &Values, options: &Options) -> Field {
     }
     if options.wants("redis GET") {
         let peer = peers::redis(&cores, folder.path(), false);
-        let length = values.length();
-        let mut set = format!("*3\r\n$3\r\nSET\r\n$12\r\nkey-{KEY}\r\n${length}\r\n{KEY}").into_bytes();
-        set.extend_from_slice(&values.of(0)[KEY.len()..]);
-        set.extend_from_slice(b"\r\n");
         let get = Request::template(format!("*2\r\n$3\r\nGET\r\n$12\r\nkey-{KEY}\r\n"));
         field.add("redis GET", peer, get, &asked, Expected::RedisValue { values: values.clone() });
         let target = field.targets.last().expect("it was added");
-        once(&Target { request: Request::template(set), expected: Expected::RedisOk, ..target.clone() }, keys);
+        once(&Target { request: Request::redis_set(values), expected: Expected::RedisOk, ..target.clone() }, keys);
     }
     field._folders = vec![folder, cache];
     field
@@ -201,7 +197,7 @@ pub fn rounds(targets: &[Target], options: &Options) -> Vec<Vec<Round>> {
     let mut rounds: Vec<Vec<Round>> = targets.iter().map(|_| Vec::new()).collect();
     let mut turn = |length: Duration, keep: bool| {
         for (target, rounds) in targets.iter().zip(&mut rounds) {
-            let round = round(target, options.connections, length, Pace::Closed);
+            let round = round(target, options.connections, length);
             if keep {
                 rounds.push(round);
             }

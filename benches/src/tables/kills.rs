@@ -277,8 +277,8 @@ async fn converge(world: &World, events: &mut Vec<Event>) -> Vec<Duration> {
         events.push(event);
     }
     let mut took = Vec::new();
-    for location in 0..LOCATIONS.len() {
-        let mut line = Line::connect(world.addresses[location], &world.headers).await.expect("all are back");
+    for (location, address) in world.addresses.iter().enumerate() {
+        let mut line = Line::connect(*address, &world.headers).await.expect("all are back");
         for (key, current) in current.iter().enumerate() {
             loop {
                 let event =
