@@ -147,6 +147,8 @@ pub(super) struct Parts {
     pub(super) announcer: Announcer,
     pub(super) metrics: OriginMetrics,
     pub(super) origin: u8,
+    /// Whether the work runs on a thread of its own, and may block it.
+    pub(super) own_thread: bool,
     /// The last version that the store has.
     pub(super) last: Version,
 }
@@ -297,6 +299,10 @@ impl Task {
                 }
             };
             let Some(first) = first else { break };
+            if self.parts.own_thread {
+                // Whoever is ready to run on this core goes first: what it hands in shares this batch's sync. Nobody there, nothing lost.
+                std::thread::yield_now();
+            }
             let requests = self.gather(first);
             self.serve(requests).await;
         }
@@ -408,7 +414,7 @@ impl Task {
             return Ok(HashMap::new());
         }
         let rows: Vec<Bytes> = rows.into_iter().collect();
-        let found = self.parts.store.get_many(Table::Entry, rows.clone()).await?;
+        let found = self.parts.store.get_many(Table::Entry, &rows).await?;
         let decode = |(row, found): (Bytes, Option<Bytes>)| {
             let replaced = match found {
                 Some(value) => Record::decode(&row, &value).map(|record| Some(Replaced::from(&record))),

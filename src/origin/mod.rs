@@ -22,7 +22,10 @@ mod versions;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use self::{
     announce::Announcer,
@@ -114,8 +117,9 @@ impl Origin {
         let OriginSettings { push_bytes_max, feed, .. } = settings;
         let announcer = Announcer::load(&*store, Arc::clone(&clock), feed, push_bytes_max, found.last_version).await?;
         let feed = announcer.feed().clone();
+        let own_thread = store.in_place();
         let parts = Parts {
-            store: Arc::clone(&store),
+            store: own_thread.clone().unwrap_or_else(|| Arc::clone(&store)),
             clock: Arc::clone(&clock),
             time: Arc::clone(&time),
             values: Arc::clone(&values),
@@ -124,6 +128,7 @@ impl Origin {
             announcer,
             metrics,
             origin: settings.id,
+            own_thread: own_thread.is_some(),
             last: found.last_version,
         };
         let stop_committer = CancellationToken::new();
@@ -144,7 +149,12 @@ impl Origin {
             garbled: Garbled::of(Table::Reclaim),
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(in_background("committer", committing));
+        match own_thread {
+            Some(_) => on_own_thread("committer", committing, tasks.token())?,
+            None => {
+                tasks.spawn(in_background("committer", committing));
+            }
+        }
         tasks.spawn(tidy_until(stop.clone(), sweeper, reclaimer, stop_committer));
         tasks.close();
         let lister =
@@ -209,6 +219,31 @@ async fn in_background<T: Send + 'static>(what: &str, work: impl Future<Output =
         tracing::error!(%error, what, "A BACKGROUND TASK OF THE ORIGIN PANICKED: the process ends");
         std::process::abort();
     }
+}
+
+/// The same for work that blocks, which has a thread to itself: what it waits for most is a disk, and a trip to another thread for each answer of
+/// that would cost more than the work.
+fn on_own_thread(
+    what: &'static str,
+    work: impl Future<Output = ()> + Send + 'static,
+    running: TaskTrackerToken,
+) -> Result<()> {
+    struct EndsProcess(&'static str);
+    impl Drop for EndsProcess {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                tracing::error!(what = self.0, "A THREAD OF THE ORIGIN PANICKED: the process ends");
+                std::process::abort();
+            }
+        }
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let run = move || {
+        let (_running, _ends) = (running, EndsProcess(what));
+        runtime.block_on(work);
+    };
+    let started = std::thread::Builder::new().name(what.to_owned()).spawn(run);
+    started.map(|_| ()).map_err(|e| Error::internal(format!("starting the thread of the {what}")).with_source(e))
 }
 
 /// What the store says about itself.

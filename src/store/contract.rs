@@ -42,6 +42,19 @@ impl Bench for Disk {
     }
 }
 
+/// The disk store as a thread of its own uses it.
+struct InPlace(Disk);
+
+impl Bench for InPlace {
+    fn store(&self) -> Arc<dyn Store> {
+        self.0.store().in_place().expect("a disk blocks")
+    }
+
+    fn reopen(&mut self) {
+        self.0.reopen();
+    }
+}
+
 struct Memory {
     store: Arc<MemoryStore>,
 }
@@ -69,6 +82,13 @@ macro_rules! contract {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $check() {
                 super::$check(&mut super::Disk::start()).await;
+            })*
+        }
+
+        mod in_place {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $check() {
+                super::$check(&mut super::InPlace(super::Disk::start())).await;
             })*
         }
 
@@ -196,7 +216,7 @@ async fn the_last_change_of_a_row_in_a_batch_wins(bench: &mut impl Bench) {
 async fn many_rows_are_read_in_the_order_asked(bench: &mut impl Bench) {
     let store = with_entries(bench, &["a", "b"]).await;
     let asked = ["b", "missing", "a", "b"].map(Bytes::from).to_vec();
-    let found = store.get_many(Table::Entry, asked).await.unwrap();
+    let found = store.get_many(Table::Entry, &asked).await.unwrap();
     let found: Vec<_> = found.iter().map(|row| row.as_deref()).collect();
     assert_eq!(found, [Some(&b"b"[..]), None, Some(b"a"), Some(b"b")]);
 }

@@ -51,6 +51,8 @@ const ROW_OVERHEAD_BYTES: usize = 64;
 
 pub struct DiskStore {
     shared: Arc<Shared>,
+    /// Whether work is done on the caller's thread, which is for nothing else.
+    in_place: bool,
 }
 
 struct Shared {
@@ -88,11 +90,15 @@ impl DiskStore {
         let synced = database.keyspace(SYNCED, KeyspaceCreateOptions::default).map_err(opening)?;
         let in_memory = Table::ALL.into_iter().map(|_| AtomicUsize::new(0)).collect();
         let failed = OnceLock::new();
-        Ok(DiskStore { shared: Arc::new(Shared { failed, keyspaces, in_memory, synced, database, _lock: lock }) })
+        let shared = Shared { failed, keyspaces, in_memory, synced, database, _lock: lock };
+        Ok(DiskStore { shared: Arc::new(shared), in_place: false })
     }
 
     /// Runs a piece of blocking work where it holds up nobody.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> Result<T> + Send + 'static) -> Result<T> {
+        if self.in_place {
+            return work(&self.shared);
+        }
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || work(&shared))
             .await
@@ -107,7 +113,8 @@ impl Store for DiskStore {
         self.blocking(move |shared| shared.get(table, &key)).await
     }
 
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
+        let keys = keys.to_vec();
         self.blocking(move |shared| keys.iter().map(|key| shared.get(table, key)).collect()).await
     }
 
@@ -118,6 +125,10 @@ impl Store for DiskStore {
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.blocking(move |shared| shared.commit(batch, durability)).await
+    }
+
+    fn in_place(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(DiskStore { shared: Arc::clone(&self.shared), in_place: true }))
     }
 }
 
@@ -164,7 +175,8 @@ impl Shared {
             last.insert((change.table, change.key.clone()), i);
         }
         let mode = match durability {
-            Durability::Synced => PersistMode::SyncAll,
+            // What the journal's data needs to be found again is synced with it; when it was last written matters to nobody.
+            Durability::Synced => PersistMode::SyncData,
             Durability::Buffered => PersistMode::Buffer,
         };
         let mut writes = self.database.batch().durability(Some(mode));

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use async_trait::async_trait;
@@ -91,8 +91,8 @@ impl Store for MemoryStore {
         self.read(|rows| rows.get(&(table, Bytes::copy_from_slice(key))).cloned())
     }
 
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
-        self.read(|rows| keys.into_iter().map(|key| rows.get(&(table, key)).cloned()).collect())
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
+        self.read(|rows| keys.iter().map(|key| rows.get(&(table, key.clone())).cloned()).collect())
     }
 
     async fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
@@ -112,6 +112,10 @@ impl Store for MemoryStore {
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.lock().commit(batch, durability)
+    }
+
+    fn in_place(&self) -> Option<Arc<dyn Store>> {
+        None
     }
 }
 

@@ -10,6 +10,8 @@ pub mod memory;
 #[cfg(test)]
 mod contract;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -89,7 +91,7 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>>;
 
     /// The rows of these keys, in their order: one trip where so many [`Store::get`]s would be as many.
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>>;
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>>;
 
     /// Rows with `from <= key < to`, in byte order, at most `limit`; an empty `to` is the table's end. All rows of one answer are of one moment.
     async fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>>;
@@ -97,4 +99,8 @@ pub trait Store: Send + Sync + 'static {
     /// An error means that nothing of the batch may be acknowledged. Whether it took effect is then unknown, so the store takes no
     /// commit after it: what would be built upon it could be acknowledged and lost.
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()>;
+
+    /// The same store for a thread of the caller's own: its calls do their work on that thread, and are done when they return. `None` where nothing
+    /// blocks, so that a task needs no thread.
+    fn in_place(&self) -> Option<Arc<dyn Store>>;
 }

@@ -195,7 +195,7 @@ impl Store for SimStore {
         self.around(self.rows.get(table, key)).await
     }
 
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
         self.around(self.rows.get_many(table, keys)).await
     }
 
@@ -220,6 +220,10 @@ impl Store for SimStore {
         }
         self.wait(after).await;
         outcome
+    }
+
+    fn in_place(&self) -> Option<Arc<dyn Store>> {
+        None
     }
 }
 

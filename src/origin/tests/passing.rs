@@ -21,7 +21,7 @@ impl Store for SlowStore {
         self.rows.get(table, key).await
     }
 
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
         self.rows.get_many(table, keys).await
     }
 
@@ -33,6 +33,10 @@ impl Store for SlowStore {
         let committed = self.rows.commit(batch, durability).await;
         self.answers.acquire().await.expect("it is never closed").forget();
         committed
+    }
+
+    fn in_place(&self) -> Option<Arc<dyn Store>> {
+        None
     }
 }
 

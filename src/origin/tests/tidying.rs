@@ -28,7 +28,7 @@ impl Store for ScannedStore {
         self.rows.get(table, key).await
     }
 
-    async fn get_many(&self, table: Table, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
+    async fn get_many(&self, table: Table, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
         self.rows.get_many(table, keys).await
     }
 
@@ -39,6 +39,10 @@ impl Store for ScannedStore {
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.rows.commit(batch, durability).await
+    }
+
+    fn in_place(&self) -> Option<Arc<dyn Store>> {
+        None
     }
 }
 
