@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -167,7 +167,8 @@ impl Committer {
             passing: Arc::clone(&passing),
         };
         let versions = VersionClock::new(Arc::clone(&parts.time), parts.last, parts.origin);
-        let task = Task { parts, versions, committed, passing, requests: receiver };
+        let hashing = ahash::RandomState::new();
+        let task = Task { parts, versions, committed, passing, requests: receiver, hashing };
         (committer, task.run(stop))
     }
 
@@ -222,6 +223,17 @@ impl Change {
         };
         CHANGE_OVERHEAD_BYTES + self.key.as_bytes().len() + value
     }
+
+    /// Room for its record, if it puts one.
+    fn record_bytes_max(&self) -> usize {
+        match &self.action {
+            Action::Put { body, metadata, .. } => {
+                let inline = if let Body::Inline(value) = body { value.len() } else { 0 };
+                Record::LENGTH_BESIDE_CONTENT_MAX + inline + metadata.as_ref().map_or(0, Bytes::len)
+            }
+            Action::Delete | Action::Expire { .. } | Action::Reclaim => 0,
+        }
+    }
 }
 
 /// Whether a commit has failed, and why. From then on the origin is read-only.
@@ -258,14 +270,17 @@ struct Task {
     committed: Arc<AtomicU64>,
     passing: Arc<Passing>,
     requests: mpsc::Receiver<Request>,
+    hashing: ahash::RandomState,
 }
 
 /// A batch being built.
 #[derive(Default)]
 struct Draft {
     batch: Batch,
-    /// What the changed entries replace, by their row; kept up to date as changes are added.
-    replaced: HashMap<Bytes, Result<Option<Replaced>>>,
+    /// The entries that it changes, as they stand after the changes added so far.
+    standing: Vec<Standing>,
+    /// Where records are written: one piece of memory for all of them, as they go into the store together, and leave its memory together.
+    records: BytesMut,
     removed_namespaces: HashSet<NamespaceId>,
     effects: Vec<Effect>,
     last: Option<Version>,
@@ -277,7 +292,24 @@ struct Draft {
     items: Vec<Item>,
     /// Rows that are put and then removed.
     passing: HashSet<Bytes>,
-    put: HashSet<Bytes>,
+}
+
+/// Where a change is about to happen.
+struct Target {
+    row: Bytes,
+    /// The place of its entry in [`Draft::standing`]: changes of one entry share it.
+    standing: usize,
+}
+
+/// An entry between two changes.
+enum Standing {
+    Known {
+        replaced: Option<Replaced>,
+        /// Whether this batch has put it.
+        put: bool,
+    },
+    /// The store has a record that nobody can read.
+    Garbled(Box<Error>),
 }
 
 /// What of an entry matters to the change that takes its place.
@@ -355,11 +387,15 @@ impl Task {
         if writes > 0 {
             self.versions.check(writes as u64)?;
         }
-        let mut draft = Draft { replaced: self.read_replaced(requests).await?, ..Draft::default() };
+        let (targets, standing) = self.look_up(requests).await?;
+        let mut draft = Draft::with_room(requests, standing);
+        let mut targets = targets.into_iter();
         let mut outcomes = Vec::with_capacity(requests.len());
         for request in requests {
             let changes = std::mem::take(&mut request.changes);
-            outcomes.push(changes.into_iter().map(|change| self.add(&mut draft, change)).collect());
+            let added =
+                changes.into_iter().zip(&mut targets).map(|(change, target)| self.add(&mut draft, change, target));
+            outcomes.push(added.collect());
             if let Some(effect) = request.effect {
                 draft.add_effect(effect);
             }
@@ -406,32 +442,35 @@ impl Task {
         }
     }
 
-    /// The entries that the requests are about, all in one trip to the store.
-    async fn read_replaced(&self, requests: &[Request]) -> Result<HashMap<Bytes, Result<Option<Replaced>>>> {
-        let changes = requests.iter().flat_map(|request| &request.changes);
-        let rows: HashSet<Bytes> = changes.map(|change| keys::entry(change.namespace, change.key.as_bytes())).collect();
-        if rows.is_empty() {
-            return Ok(HashMap::new());
+    /// The entries that the requests are about, all in one trip to the store: a target for each change, and how each entry stands.
+    async fn look_up(&self, requests: &[Request]) -> Result<(Vec<Target>, Vec<Standing>)> {
+        let changes = || requests.iter().flat_map(|request| &request.changes);
+        let (mut count, mut bytes) = (0, 0);
+        for change in changes() {
+            (count, bytes) = (count + 1, bytes + keys::entry_length(change.key.as_bytes()));
         }
-        let rows: Vec<Bytes> = rows.into_iter().collect();
+        let mut buffer = BytesMut::with_capacity(bytes);
+        let mut rows = Vec::with_capacity(count);
+        rows.extend(changes().map(|change| keys::put_entry(&mut buffer, change.namespace, change.key.as_bytes())));
         let found = self.parts.store.get_many(Table::Entry, &rows).await?;
-        let decode = |(row, found): (Bytes, Option<Bytes>)| {
-            let replaced = match found {
-                Some(value) => Record::decode(&row, &value).map(|record| Some(Replaced::from(&record))),
-                None => Ok(None),
-            };
-            (row, replaced)
-        };
-        Ok(rows.into_iter().zip(found).map(decode).collect())
+        let mut standing: Vec<Standing> = Vec::with_capacity(count);
+        let mut places = HashMap::with_capacity_and_hasher(count, self.hashing.clone());
+        let targets = rows.into_iter().zip(found).map(|(row, found)| {
+            let place = *places.entry(row.clone()).or_insert_with(|| {
+                standing.push(Standing::read(&row, found));
+                standing.len() - 1
+            });
+            Target { row, standing: place }
+        });
+        let targets = targets.collect();
+        Ok((targets, standing))
     }
 
-    fn add(&mut self, draft: &mut Draft, change: Change) -> Result<Version> {
+    fn add(&mut self, draft: &mut Draft, change: Change, target: Target) -> Result<Version> {
         let Change { namespace, key, action } = change;
-        let row = keys::entry(namespace, key.as_bytes());
-        let replaced = match draft.replaced.get(&row) {
-            Some(Ok(replaced)) => *replaced,
-            Some(Err(error)) => return Err(error.copied()),
-            None => return Err(Error::internal(format!("the entry {key:?} was not read before it was changed"))),
+        let replaced = match &draft.standing[target.standing] {
+            Standing::Known { replaced, .. } => *replaced,
+            Standing::Garbled(error) => return Err(error.copied()),
         };
         let exists = !draft.removed_namespaces.contains(&namespace);
         match action {
@@ -445,7 +484,7 @@ impl Task {
                 let state = self.parts.announcer.pushed(&body, metadata.as_ref(), expiration);
                 draft.items.push(Item::Purge(Purge { namespace, key: key.clone(), version, state }));
                 let (length, place) = draft.place(body);
-                draft.put(namespace, &key, row, &Record { version, expiration, metadata, length, place });
+                draft.put(namespace, &key, target, &Record { version, expiration, metadata, length, place });
                 Ok(version)
             }
             Action::Delete => {
@@ -454,7 +493,7 @@ impl Task {
                 }
                 self.parts.namespaces.check(namespace)?;
                 draft.clear(namespace, &key, replaced);
-                draft.remove(row, replaced);
+                draft.remove(target, replaced);
                 // A missing key's deletion is a write as well: its version is above whatever anybody holds of the key.
                 let version = self.mint(draft);
                 draft.items.push(Item::Purge(Purge { namespace, key, version, state: Some(Pushed::Absent) }));
@@ -465,7 +504,7 @@ impl Task {
                 let current = replaced.is_some_and(|replaced| replaced.expiration == Some(expiration));
                 if due && current {
                     draft.clear(namespace, &key, replaced);
-                    draft.remove(row, replaced);
+                    draft.remove(target, replaced);
                 } else if !current {
                     draft.batch.remove(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()));
                 }
@@ -473,7 +512,7 @@ impl Task {
             }
             Action::Reclaim => {
                 draft.clear(namespace, &key, replaced);
-                draft.remove(row, replaced);
+                draft.remove(target, replaced);
                 Ok(self.versions.last())
             }
         }
@@ -487,7 +526,30 @@ impl Task {
     }
 }
 
+impl Standing {
+    fn read(row: &[u8], found: Option<Bytes>) -> Standing {
+        match found.map(|value| Record::decode(row, &value)) {
+            None => Standing::Known { replaced: None, put: false },
+            Some(Ok(record)) => Standing::Known { replaced: Some(Replaced::from(&record)), put: false },
+            Some(Err(error)) => Standing::Garbled(Box::new(error)),
+        }
+    }
+}
+
 impl Draft {
+    fn with_room(requests: &[Request], standing: Vec<Standing>) -> Draft {
+        let changes = requests.iter().map(|request| request.changes.len()).sum();
+        let records = requests.iter().flat_map(|request| &request.changes).map(Change::record_bytes_max).sum();
+        Draft {
+            // Beside the entries a few rows of the commit's own.
+            batch: Batch { changes: Vec::with_capacity(changes + 4) },
+            standing,
+            records: BytesMut::with_capacity(records),
+            items: Vec::with_capacity(changes),
+            ..Draft::default()
+        }
+    }
+
     /// Removes what belongs to an entry beside its record, which is about to be replaced or removed.
     fn clear(&mut self, namespace: NamespaceId, key: &Key, replaced: Option<Replaced>) {
         let Some(replaced) = replaced else { return };
@@ -500,14 +562,14 @@ impl Draft {
         }
     }
 
-    fn remove(&mut self, row: Bytes, replaced: Option<Replaced>) {
-        if replaced.is_some() {
-            self.batch.remove(Table::Entry, row.clone());
-        }
-        if self.put.contains(&row) {
+    fn remove(&mut self, Target { row, standing }: Target, replaced: Option<Replaced>) {
+        if let Standing::Known { put: true, .. } = self.standing[standing] {
             self.passing.insert(row.clone());
         }
-        self.replaced.insert(row, Ok(None));
+        if replaced.is_some() {
+            self.batch.remove(Table::Entry, row);
+        }
+        self.standing[standing] = Standing::Known { replaced: None, put: false };
     }
 
     /// Adds what a received value still needs to be one, and returns its length and its place.
@@ -528,13 +590,12 @@ impl Draft {
         }
     }
 
-    fn put(&mut self, namespace: NamespaceId, key: &Key, row: Bytes, record: &Record) {
+    fn put(&mut self, namespace: NamespaceId, key: &Key, target: Target, record: &Record) {
         if let Some(expiration) = record.expiration {
             self.batch.put(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()), Bytes::new());
         }
-        self.batch.put(Table::Entry, row.clone(), record.encode());
-        self.put.insert(row.clone());
-        self.replaced.insert(row, Ok(Some(Replaced::from(record))));
+        self.batch.put(Table::Entry, target.row, record.encode_into(&mut self.records));
+        self.standing[target.standing] = Standing::Known { replaced: Some(Replaced::from(record)), put: true };
     }
 
     fn add_effect(&mut self, effect: Effect) {

@@ -9,7 +9,7 @@
 //! The folder holds `format` (what wrote it), `lock` (who has it) and `tables/` (fjall's own files).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions, TryLockError},
     io::{ErrorKind, Write as _},
     path::Path,
@@ -22,7 +22,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use fjall::{
-    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable as _,
+    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch as WriteBatch, PersistMode,
+    Readable as _,
     compaction::Leveled,
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
 };
@@ -63,6 +64,7 @@ struct Shared {
     in_memory: Vec<AtomicUsize>,
     /// One row, which every synced batch puts: it tells the journal's batches apart.
     synced: Keyspace,
+    hashing: ahash::RandomState,
     database: Database,
     /// Held until the database has closed: fields are dropped in this order.
     _lock: File,
@@ -90,7 +92,8 @@ impl DiskStore {
         let synced = database.keyspace(SYNCED, KeyspaceCreateOptions::default).map_err(opening)?;
         let in_memory = Table::ALL.into_iter().map(|_| AtomicUsize::new(0)).collect();
         let failed = OnceLock::new();
-        let shared = Shared { failed, keyspaces, in_memory, synced, database, _lock: lock };
+        let hashing = ahash::RandomState::new();
+        let shared = Shared { failed, keyspaces, in_memory, synced, hashing, database, _lock: lock };
         Ok(DiskStore { shared: Arc::new(shared), in_place: false })
     }
 
@@ -169,23 +172,20 @@ impl Shared {
     }
 
     fn write_batch(&self, batch: Batch, durability: Durability) -> fjall::Result<()> {
-        // Within a batch all rows get one sequence number in fjall, so of several changes of a row only the last may go in.
-        let mut last: HashMap<(Table, Bytes), usize> = HashMap::with_capacity(batch.changes.len());
-        for (i, change) in batch.changes.iter().enumerate() {
-            last.insert((change.table, change.key.clone()), i);
-        }
+        let overtaken = self.overtaken(&batch);
         let mode = match durability {
             // What the journal's data needs to be found again is synced with it; when it was last written matters to nobody.
             Durability::Synced => PersistMode::SyncData,
             Durability::Buffered => PersistMode::Buffer,
         };
-        let mut writes = self.database.batch().durability(Some(mode));
+        let writes = WriteBatch::with_capacity(self.database.clone(), batch.changes.len() + 1);
+        let mut writes = writes.durability(Some(mode));
         if durability == Durability::Synced {
             writes.insert(&self.synced, SYNCED, Bytes::new());
         }
         let mut added = [0; Table::ALL.len()];
         for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
-            if last.get(&(table, key.clone())) != Some(&i) {
+            if overtaken.contains(&i) {
                 continue;
             }
             added[table as usize] += key.len() + value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES;
@@ -201,6 +201,14 @@ impl Shared {
         // The mark counts with the facts about the store, of which every write changes one.
         added[Table::Meta as usize] += SYNCED.len() + ROW_OVERHEAD_BYTES;
         Table::ALL.into_iter().try_for_each(|table| self.write_out(table, added[table as usize]))
+    }
+
+    /// The places of changes that a later one of the same row overtakes. Within a batch all rows get one sequence number in fjall, so only the last
+    /// change of a row may go in.
+    fn overtaken(&self, batch: &Batch) -> HashSet<usize> {
+        let mut last = HashMap::with_capacity_and_hasher(batch.changes.len(), self.hashing.clone());
+        let places = batch.changes.iter().enumerate();
+        places.filter_map(|(i, change)| last.insert((change.table, &change.key[..]), i)).collect()
     }
 
     /// Has a table written out once it has enough in memory. Another thread does the work.

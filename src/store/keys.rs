@@ -45,10 +45,23 @@ const FLAG_METADATA: u8 = 2;
 const FLAG_CHUNKED: u8 = 4;
 
 pub fn entry(namespace: NamespaceId, key: &[u8]) -> Bytes {
-    let mut row = BytesMut::with_capacity(16 + key.len());
+    let mut row = BytesMut::with_capacity(entry_length(key));
     row.put_slice(&namespace.to_bytes());
     row.put_slice(key);
     row.freeze()
+}
+
+pub fn entry_length(key: &[u8]) -> usize {
+    16 + key.len()
+}
+
+/// The same, cut off the end of a buffer that it shares with others.
+pub fn put_entry(buffer: &mut BytesMut, namespace: NamespaceId, key: &[u8]) -> Bytes {
+    debug_assert!(buffer.is_empty(), "what was put before has been cut off");
+    buffer.reserve(entry_length(key));
+    buffer.put_slice(&namespace.to_bytes());
+    buffer.put_slice(key);
+    buffer.split().freeze()
 }
 
 /// The namespace and the key of an entry's row.
@@ -61,13 +74,20 @@ pub fn parse_entry(row: &Bytes) -> Result<(NamespaceId, Key)> {
 }
 
 impl Record {
+    /// Of a record's bytes at most so many are neither metadata nor value.
+    pub const LENGTH_BESIDE_CONTENT_MAX: usize = 38;
+
     pub fn encode(&self) -> Bytes {
+        self.encode_into(&mut BytesMut::new())
+    }
+
+    /// The same, cut off the end of a buffer that it shares with others.
+    pub fn encode_into(&self, row: &mut BytesMut) -> Bytes {
+        debug_assert!(row.is_empty(), "what was put before has been cut off");
+        let inline = if let Place::Inline(value) = &self.place { value.len() } else { 0 };
         let metadata_length = self.metadata.as_ref().map_or(0, Bytes::len);
-        let inline = match &self.place {
-            Place::Inline(value) => value.len(),
-            Place::Chunked(_) => 8,
-        };
-        let mut row = BytesMut::with_capacity(30 + metadata_length + inline);
+        let length_max = Record::LENGTH_BESIDE_CONTENT_MAX + metadata_length + inline;
+        row.reserve(length_max);
         row.put_u8(RECORD_FORMAT);
         row.put_u64(self.version.as_u64());
         let chunked = matches!(self.place, Place::Chunked(_));
@@ -91,7 +111,8 @@ impl Record {
             }
             Place::Chunked(id) => row.put_u64(id.0),
         }
-        row.freeze()
+        debug_assert!(row.len() <= length_max, "a record is as long as was reckoned");
+        row.split().freeze()
     }
 
     /// Reads the value of the entry's row `key`, without copying metadata or value.

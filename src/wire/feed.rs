@@ -107,7 +107,7 @@ pub struct EncodedItem {
 
 impl EncodedItem {
     pub fn new(item: &Item) -> EncodedItem {
-        let mut out = BytesMut::new();
+        let mut out = BytesMut::with_capacity(length_max(item));
         let mut plain = None;
         match item {
             Item::Purge(purge) => {
@@ -146,6 +146,16 @@ impl EncodedItem {
             out.put_slice(&self.bytes[1..self.plain]);
         }
     }
+}
+
+/// Room for an item and its state.
+fn length_max(item: &Item) -> usize {
+    let Item::Purge(purge) = item else { return 32 };
+    let state = match &purge.state {
+        Some(Pushed::Present { value, metadata, .. }) => 24 + value.len() + metadata.as_ref().map_or(0, Bytes::len),
+        Some(Pushed::Absent) | None => 1,
+    };
+    32 + purge.key.as_bytes().len() + state
 }
 
 fn put_state(out: &mut BytesMut, state: &Pushed) {
