@@ -273,6 +273,22 @@ struct Task {
     hashing: ahash::RandomState,
 }
 
+fn acknowledge(requests: Vec<Request>, outcome: Result<Vec<Outcomes>>) {
+    // Whoever has gone away learns nothing, and needs to.
+    match outcome {
+        Ok(outcomes) => {
+            for (request, outcomes) in requests.into_iter().zip(outcomes) {
+                let _ = request.answer.send(Ok(outcomes));
+            }
+        }
+        Err(error) => {
+            for request in requests {
+                let _ = request.answer.send(Err(error.copied()));
+            }
+        }
+    }
+}
+
 /// A batch being built.
 #[derive(Default)]
 struct Draft {
@@ -365,18 +381,11 @@ impl Task {
             Ok(()) => self.commit(&mut requests).await,
             Err(error) => Err(error),
         };
-        // Whoever has gone away learns nothing, and needs to.
-        match outcome {
-            Ok(outcomes) => {
-                for (request, outcomes) in requests.into_iter().zip(outcomes) {
-                    let _ = request.answer.send(Ok(outcomes));
-                }
-            }
-            Err(error) => {
-                for request in requests {
-                    let _ = request.answer.send(Err(error.copied()));
-                }
-            }
+        if self.parts.own_thread {
+            // Woken from here one by one, those who wait might each take the core in turn; from a task of their runtime they are woken all at once.
+            tokio::spawn(async move { acknowledge(requests, outcome) });
+        } else {
+            acknowledge(requests, outcome);
         }
     }
 

@@ -287,7 +287,9 @@ impl Purges {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut row = BytesMut::with_capacity(9 + self.items.len() * 64);
+        let length_max =
+            |item: &PurgeItem| 27 + if let PurgeItem::Key { key, .. } = item { key.as_bytes().len() } else { 0 };
+        let mut row = BytesMut::with_capacity(9 + self.items.iter().map(length_max).sum::<usize>());
         row.put_u8(PURGES_FORMAT);
         row.put_u64(self.epoch);
         for item in &self.items {
