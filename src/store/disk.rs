@@ -20,7 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch as WriteBatch, PersistMode,
     Readable as _,
@@ -47,6 +47,8 @@ const SEPARATED_BYTES_MIN: u32 = 1024;
 /// them: so, the table is written out for every 128 MiB removed.
 const REMOVED_CHUNK_WEIGHT: usize = MEMTABLE_BYTES / 2048;
 
+/// fjall's threads: one for tables to be written out, which must not wait behind a compaction, as writers would wait for it; and one to compact.
+const BACKGROUND_THREADS: usize = 2;
 /// What a row takes in memory beside its bytes, roughly.
 const ROW_OVERHEAD_BYTES: usize = 64;
 
@@ -77,7 +79,10 @@ impl DiskStore {
         let opening = |e: fjall::Error| {
             Error::internal(format!("opening the tables in the data folder {}", dir.display())).with_source(e)
         };
-        let open = || Database::builder(dir.join(TABLES_FOLDER)).cache_size(cache_bytes).open();
+        let open = || {
+            let database = Database::builder(dir.join(TABLES_FOLDER)).cache_size(cache_bytes);
+            database.worker_threads(BACKGROUND_THREADS).open()
+        };
         let database = match open() {
             Err(fjall::Error::JournalRecovery(refusal)) => {
                 repair_journal(dir, refusal)?;
@@ -152,10 +157,12 @@ impl Shared {
         let snapshot = self.database.snapshot();
         let keyspace = self.keyspace(table);
         let rows = if to.is_empty() { snapshot.range(keyspace, from..) } else { snapshot.range(keyspace, from..to) };
+        let mut copies = Copies(BytesMut::new());
         rows.take(limit)
             .map(|row| {
                 let (key, value) = row.into_inner().map_err(|e| reading(table, e))?;
-                Ok((Bytes::copy_from_slice(&key), owned(table, value)))
+                let value = if table == Table::Chunk { value.into() } else { copies.of(&value) };
+                Ok((copies.of(&key), value))
             })
             .collect()
     }
@@ -229,6 +236,21 @@ impl Shared {
 /// buffer of its own.
 fn owned(table: Table, value: fjall::UserValue) -> Bytes {
     if table == Table::Chunk { value.into() } else { Bytes::copy_from_slice(&value) }
+}
+
+/// The rows of one answer, which are needed together, side by side: a copy of each apart would cost more than finding it.
+struct Copies(BytesMut);
+
+impl Copies {
+    const BLOCK_BYTES: usize = 16 * 1024;
+
+    fn of(&mut self, bytes: &[u8]) -> Bytes {
+        if self.0.capacity() < bytes.len() {
+            self.0 = BytesMut::with_capacity(Copies::BLOCK_BYTES.max(bytes.len()));
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
+    }
 }
 
 fn reading(table: Table, source: fjall::Error) -> Error {
