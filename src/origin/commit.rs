@@ -1,4 +1,5 @@
-//! The committer: one task that numbers all changes and makes them durable, many at once.
+//! The committer: one task that numbers all changes and makes them durable, many at once. On a store that blocks it has a thread to itself, which looks,
+//! writes and syncs in place.
 //!
 //! It takes whatever is waiting, reads what the changes replace, builds one batch with the new versions, commits it synced, and only then
 //! acknowledges. While one batch is on its way to the disk, the next gathers. So versions take effect in their order, and an acknowledged write is on
