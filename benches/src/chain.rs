@@ -78,12 +78,17 @@ pub struct Chain {
 impl Chain {
     /// Starts all of it, with `away` this far from its region, and waits until it knows what it holds to be fresh without asking.
     pub async fn start(trip: Duration) -> Chain {
+        Chain::start_at([Duration::ZERO, Duration::ZERO, trip]).await
+    }
+
+    /// The same with the centre, the region and `away` each this far from what it asks.
+    pub async fn start_at(trips: [Duration; 3]) -> Chain {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path();
         let origin = Role::start(path, "origin", "[origin]\ndata = \"data\"\nlisten = \"LISTEN\"\n");
-        let centre = Role::start(path, "centre", &tier("central", "centre", origin.address(), Duration::ZERO));
-        let region = Role::start(path, "region", &tier("regional", "region", centre.address(), Duration::ZERO));
-        let away = Role::start(path, "away", &tier("edge", "away", region.address(), trip));
+        let centre = Role::start(path, "centre", &tier("central", "centre", origin.address(), trips[0]));
+        let region = Role::start(path, "region", &tier("regional", "region", centre.address(), trips[1]));
+        let away = Role::start(path, "away", &tier("edge", "away", region.address(), trips[2]));
         let headers = owner(&origin.server, origin.address()).await;
         let chain = Chain { origin, centre, region, away, headers, folder };
         chain.wait_for_cover().await;

@@ -24,16 +24,25 @@ mod clock {
 }
 
 mod tables {
+    pub mod absent;
     pub mod ages;
     pub mod bulk_load;
     pub mod cache_policy;
+    pub mod cold_read;
+    pub mod cores;
     pub mod followers;
     pub mod hot_read;
     pub mod kills;
     pub mod large_values;
     pub mod latency;
+    pub mod list;
+    pub mod metrics;
     pub mod put;
+    pub mod reads_under_writes;
+    pub mod stale;
+    pub mod start_up;
     pub mod visibility;
+    pub mod workerd;
 }
 
 use clap::{Parser, Subcommand};
@@ -54,10 +63,28 @@ struct Arguments {
 enum Command {
     /// A read from memory, beside the least servers, nginx, Varnish and Redis
     HotRead(hot_read::Arguments),
+    /// A key that is known to be absent
+    Absent,
+    /// Hits on what is being renewed
+    Stale,
+    /// A hot read that is watched, or logged
+    Metrics,
+    /// A hot read on one core and on two
+    Cores,
+    /// Reads that no tier can answer
+    ColdRead,
+    /// Hot reads while much is written
+    ReadsUnderWrites(reads_under_writes::Arguments),
+    /// Time to ready with a million keys
+    StartUp,
     /// How long a hot read takes at 70 % of capacity
     Latency,
     /// Durable puts beside Redis and etcd
     Put,
+    /// Listing a million keys beside Redis' SCAN
+    List,
+    /// KV.get in a real Worker, beside Miniflare
+    Workerd,
     /// Loading much through REST, and listing it
     BulkLoad,
     /// Many clients with values of 25 MiB
@@ -100,8 +127,17 @@ fn main() {
     runtime.block_on(async {
         match table {
             Command::HotRead(arguments) => hot_read::run(&arguments, &options).await,
+            Command::Absent => absent::run(&options).await,
+            Command::Stale => stale::run(&options).await,
+            Command::Metrics => metrics::run(&options).await,
+            Command::Cores => cores::run(&options).await,
+            Command::ColdRead => cold_read::run(&options).await,
+            Command::ReadsUnderWrites(arguments) => reads_under_writes::run(&arguments, &options).await,
+            Command::StartUp => start_up::run(&options).await,
             Command::Latency => latency::run(&options).await,
             Command::Put => put::run(&options).await,
+            Command::List => list::run(&options).await,
+            Command::Workerd => workerd::run(&options).await,
             Command::BulkLoad => bulk_load::run().await,
             Command::LargeValues => large_values::run().await,
             Command::Visibility => visibility::run().await,

@@ -159,6 +159,34 @@ pub fn etcd(cores: &str, folder: &Path) -> Peer {
     Peer::start(command, &folder, loopback(port))
 }
 
+/// workerd with a configuration that has it listen on this port.
+pub fn workerd(cores: &str, folder: &Path, name: &str, config: &Path, port: u16) -> Peer {
+    let mut command = on_cores(cores, &shown(&workerd_program()));
+    command.arg("serve").arg(config);
+    Peer::start(command, &made(folder, name), loopback(port))
+}
+
+/// Miniflare with this Worker and a namespace `KV`.
+pub fn miniflare(cores: &str, folder: &Path, worker: &Path) -> Peer {
+    let port = free_port();
+    let mut command = on_cores(cores, "node");
+    command.env("MINIFLARE_WORKERD_PATH", workerd_program()).env("NODE_OPTIONS", "--no-warnings");
+    command.arg(configs().join("miniflare.mjs")).arg(port.to_string()).arg(worker);
+    Peer::start(command, &made(folder, "miniflare"), loopback(port))
+}
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
+}
+
+/// The program itself, which npm puts beside a script that runs it.
+fn workerd_program() -> PathBuf {
+    let packages = configs().join("node_modules/@cloudflare");
+    let folders = fs::read_dir(&packages).unwrap_or_else(|e| panic!("{}: {e}; run ./peers", packages.display()));
+    let mut programs = folders.flatten().map(|folder| folder.path().join("bin/workerd"));
+    programs.find(|program| program.is_file()).expect("npm has installed workerd; else run ./peers")
+}
+
 /// Servers are where only the superuser looks.
 fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())

@@ -32,6 +32,11 @@ impl Server {
     /// Runs the binary with these arguments until it has written its ready file; on these cores of the machine if some are given. What it logs goes to
     /// `server.log` in the folder, behind what an earlier run there has logged.
     pub fn start(folder: &Path, cores: Option<&str>, arguments: &[&str]) -> Server {
+        Server::start_in(folder, cores, arguments, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_in(folder: &Path, cores: Option<&str>, arguments: &[&str], environment: &[(&str, &str)]) -> Server {
         let ready_file = folder.join("ready.json");
         // A missing file is what it is to be.
         let _ = fs::remove_file(&ready_file);
@@ -40,7 +45,7 @@ impl Server {
             Some(cores) => on_cores(cores, &binary()),
             None => Command::new(binary()),
         };
-        command.args(arguments).arg("--ready-file").arg(&ready_file);
+        command.args(arguments).arg("--ready-file").arg(&ready_file).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file is shared")).stderr(log);
         let mut child = command.spawn().expect("the binary runs");
         let start = Instant::now();
@@ -71,6 +76,11 @@ impl Server {
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         self.child.kill().and_then(|()| self.child.wait()).expect("the server is killed");
+    }
+
+    /// Waits until it has ended, once it was told to.
+    pub fn wait(&mut self) {
+        self.child.wait().expect("a child is waited for");
     }
 
     pub fn id(&self) -> u32 {

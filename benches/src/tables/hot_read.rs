@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use crate::{
     ask::{Expected, KEY, Keys, Request, Values, name},
-    kvasar::Kvasar,
+    kvasar::{Kvasar, More},
     load::{HeldBack, Round, Target, once, round},
     options::Options,
     peers::{self, Peer},
@@ -99,7 +99,7 @@ pub async fn field(keys: u32, values: &Values, options: &Options) -> Field {
     let asked = if keys == 1 { Keys::One } else { Keys::zipf(keys as usize, EXPONENT) };
     let mut field = Field { targets: Vec::new(), _kvasar: None, _peers: Vec::new(), _folders: Vec::new() };
     if options.wants("kvasar, edge hit") {
-        let kvasar = Kvasar::start(Some(&cores), folder.path(), "").await;
+        let kvasar = Kvasar::start(Some(&cores), folder.path(), "kvasar", More::default()).await;
         kvasar.fill(keys, values).await;
         let hit = kvasar.reads(asked.clone(), Expected::Value { values: values.clone(), head: "cf-cache-status: HIT" });
         // The first reads may have to ask the origin.

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use crate::{
     ask::{Expected, KEY, Keys, Request, Values, name},
-    kvasar::Kvasar,
+    kvasar::{Kvasar, More},
     load::{Round, Target, round},
     options::Options,
     peers::{self, Peer},
@@ -69,7 +69,7 @@ async fn start(
     let (mut peers, mut targets) = (Vec::new(), Vec::new());
     let mut kvasar = None;
     if options.wants("kvasar, put") {
-        let started = Kvasar::start(Some(&cores), folder, "").await;
+        let started = Kvasar::start(Some(&cores), folder, "kvasar", More::default()).await;
         let path = format!("/key-{KEY}?urlencoded=true");
         targets.push(Target {
             name: "kvasar, put".to_owned(),
