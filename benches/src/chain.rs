@@ -30,7 +30,9 @@ impl Role {
         let port = reserve().expect("a port is free");
         let address = port.local_addr().expect("what is bound has an address").to_string();
         let config = config.replace("LISTEN", &address);
-        let config = format!("[server]\nlocation = \"{name}\"\n[cluster]\nsecret = \"{SECRET}\"\n{config}");
+        let config = format!(
+            "[server]\nlocation = \"{name}\"\nadmin = \"127.0.0.1:0\"\n[cluster]\nsecret = \"{SECRET}\"\n{config}"
+        );
         let server = run(&folder, &config);
         Role { server, folder, config, _port: port }
     }

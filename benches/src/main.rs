@@ -36,6 +36,7 @@ mod tables {
     pub mod large_values;
     pub mod latency;
     pub mod list;
+    pub mod memory;
     pub mod metrics;
     pub mod put;
     pub mod reads_under_writes;
@@ -83,12 +84,14 @@ enum Command {
     Put,
     /// Listing a million keys beside Redis' SCAN
     List,
+    /// What a tier's memory holds, beside its budget
+    Memory,
     /// KV.get in a real Worker, beside Miniflare
     Workerd,
     /// Loading much through REST, and listing it
     BulkLoad,
-    /// Many clients with values of 25 MiB
-    LargeValues,
+    /// Many clients with values of 25 MiB, and one stream of them
+    LargeValues(large_values::Arguments),
     /// How soon a write is seen far away
     Visibility,
     /// How old covered answers say they are
@@ -110,6 +113,8 @@ enum Command {
         #[command(subcommand)]
         part: Option<cache_policy::Part>,
     },
+    /// All that compare, one after the other, each in a process of its own
+    All,
     /// One of the least servers, which others are measured against
     #[command(hide = true)]
     Respond { kind: responder::Kind, length: usize },
@@ -120,6 +125,7 @@ fn main() {
     match &table {
         Command::Respond { kind, length } => return responder::run(*kind, *length),
         Command::CachePolicy { part } => return cache_policy::run(part.as_ref()),
+        Command::All => return all(),
         _ => {}
     }
     println!("{}\n", machine::describe());
@@ -137,14 +143,54 @@ fn main() {
             Command::Latency => latency::run(&options).await,
             Command::Put => put::run(&options).await,
             Command::List => list::run(&options).await,
+            Command::Memory => memory::run(&options).await,
             Command::Workerd => workerd::run(&options).await,
             Command::BulkLoad => bulk_load::run().await,
-            Command::LargeValues => large_values::run().await,
+            Command::LargeValues(arguments) => large_values::run(&arguments, &options).await,
             Command::Visibility => visibility::run().await,
             Command::Ages => ages::run().await,
             Command::Followers { count } => followers::run(count).await,
             Command::Kills { rounds, seed } => kills::run(rounds, seed).await,
-            Command::Respond { .. } | Command::CachePolicy { .. } => unreachable!("they ran above"),
+            Command::Respond { .. } | Command::CachePolicy { .. } | Command::All => unreachable!("they ran above"),
         }
     });
+}
+
+/// Those that say what a read, a write and what is held cost; the others take long, and say what is right rather than what it costs.
+const ALL: [&str; 17] = [
+    "hot-read",
+    "absent",
+    "stale",
+    "metrics",
+    "latency",
+    "cores",
+    "cold-read",
+    "workerd",
+    "put",
+    "reads-under-writes",
+    "bulk-load",
+    "list",
+    "large-values",
+    "memory",
+    "start-up",
+    "cache-policy",
+    "visibility",
+];
+
+/// Runs this program again for each, with the same options: each begins with its own cores, memory and folders.
+fn all() {
+    let this = std::env::current_exe().expect("this program is a file");
+    let mut failed = Vec::new();
+    for table in ALL {
+        println!("## {table}\n");
+        let options = std::env::args().skip(1).filter(|argument| argument != "all");
+        let status = std::process::Command::new(&this).arg(table).args(options).status();
+        if !status.expect("this program runs").success() {
+            failed.push(table);
+        }
+    }
+    if !failed.is_empty() {
+        eprintln!("failed: {}", failed.join(", "));
+        std::process::exit(1);
+    }
 }

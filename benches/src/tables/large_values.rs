@@ -9,9 +9,16 @@ use std::{
 };
 
 use crate::{
+    ask::{Expected, Keys, Request, Values, name},
     chance::Chance,
     client::{Body, Client, whole},
-    process::{MIB, Server, median, memory},
+    kvasar::{Kvasar, More},
+    load::{Round, Target, once},
+    options::Options,
+    peers,
+    process::{MIB, Server, keep_to_cores, median, memory},
+    report::{Table, spread},
+    tables::hot_read::rounds,
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -19,7 +26,6 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::{Method, body::Frame};
 use tokio::{sync::Barrier, task::JoinSet};
 
-const CLIENTS: u64 = 64;
 const VALUE_BYTES: usize = 26_214_400;
 const PIECE_BYTES: usize = 64 * 1024;
 /// What each tier of `kvasar dev` may keep: the centre, two regions, two locations.
@@ -29,7 +35,69 @@ const CACHE_MIB: f64 = 64.0;
 /// What the store of `kvasar dev` may keep of what it read.
 const STORE_CACHE_MIB: f64 = 64.0;
 
-pub async fn run() {
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many write and read at once; none leaves out that part
+    #[arg(long, default_value_t = 200)]
+    clients: u64,
+}
+
+pub async fn run(arguments: &Arguments, options: &Options) {
+    if arguments.clients > 0 {
+        at_once(arguments.clients).await;
+    }
+    one_stream(options).await;
+}
+
+/// One value read again and again on one connection: from an edge's memory, past an edge that may not keep it, and as a file.
+async fn one_stream(options: &Options) {
+    keep_to_cores(&options.load_core.to_string());
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cores = options.server_cores();
+    let values = Values::new(VALUE_BYTES);
+    let (mut servers, mut targets) = (Vec::new(), Vec::new());
+    for (name, tier, head) in [
+        ("kvasar, held by an edge", "", "cf-cache-status: HIT"),
+        ("kvasar, from the store", "cache_share_max = 0.001\n", "cf-cache-status: MISS"),
+    ] {
+        let more = More { tier, ..More::default() };
+        let kvasar = Kvasar::start(Some(&cores), folder.path(), name, more).await;
+        kvasar.fill(1, &values).await;
+        let read = kvasar.reads(Keys::One, Expected::Value { values: values.clone(), head });
+        once(&Target { expected: Expected::Value { values: values.clone(), head: "" }, ..read.clone() }, 1);
+        targets.push(Target { name: name.to_owned(), ..read });
+        servers.push(kvasar);
+    }
+    let files = folder.path().join("files");
+    std::fs::create_dir(&files).expect("a folder is made");
+    std::fs::write(files.join(name(0)), values.of(0)).expect("a file is written");
+    let cache = peers::memory_folder();
+    let (nginx, _) = peers::nginx(&cores, folder.path(), &files, cache.path());
+    targets.push(Target {
+        name: "nginx static".to_owned(),
+        address: nginx.address,
+        request: Request::get(nginx.address, "/key-", "", ""),
+        keys: Keys::One,
+        expected: Expected::Value { values, head: "" },
+        servers: vec![nginx.id()],
+    });
+    let rounds = rounds(&targets, &Options { connections: 1, ..options.clone() });
+    println!("### One stream of 25 MiB\n");
+    let mut table = Table::new(["", "MiB/s", "CPU ms per value", "share of a core: server, load"]);
+    for (target, rounds) in targets.iter().zip(&rounds) {
+        let of = |figure: &dyn Fn(&Round) -> f64| rounds.iter().map(figure).collect::<Vec<_>>();
+        let share = |figure: &dyn Fn(&Round) -> f64| median(&of(figure)) * 100.0;
+        table.row([
+            target.name.clone(),
+            spread(&of(&|round| round.per_second() * VALUE_BYTES as f64 / MIB), 0),
+            spread(&of(&|round| round.micros_per_request() / 1000.0), 2),
+            format!("{:.0} %, {:.0} %", share(&|round| round.server_share), share(&|round| round.load_share)),
+        ]);
+    }
+    table.print();
+}
+
+async fn at_once(count: u64) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = folder.path().join("data");
     let data = data.to_str().expect("a path in UTF-8");
@@ -58,10 +126,10 @@ pub async fn run() {
     let client = Client::new(headers);
     let idle = memory(server.id(), "VmRSS");
 
-    let together = Arc::new(Barrier::new(CLIENTS as usize));
+    let together = Arc::new(Barrier::new(count as usize));
     let start = Instant::now();
     let mut clients = JoinSet::new();
-    for number in 0..CLIENTS {
+    for number in 0..count {
         let (writes, reads) = if number % 2 == 0 { (&home, &away) } else { (&away, &home) };
         clients.spawn(one(number, client.clone(), Arc::clone(writes), Arc::clone(reads), Arc::clone(&together)));
     }
@@ -74,18 +142,17 @@ pub async fn run() {
     let peak = memory(server.id(), "VmHWM") as f64 / MIB;
     let budgets = CACHE_MIB * TIERS + STORE_CACHE_MIB;
     let seconds = |times: Vec<Duration>| median(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
-    println!("{CLIENTS} clients wrote and read {VALUE_BYTES} bytes each, all right, in {:.1} s", took.as_secs_f64());
-    println!("median write {:.1} s", seconds(times.iter().map(|(write, _)| *write).collect()));
-    println!("median read {:.1} s", seconds(times.iter().map(|(_, read)| *read).collect()));
-    println!("memory: idle {:.0} MiB, peak {peak:.0} MiB", idle as f64 / MIB);
-    println!(
-        "budgets: {TIERS} tiers of {CACHE_MIB} MiB and a store's of {STORE_CACHE_MIB} MiB, {budgets} MiB together"
-    );
-    println!(
-        "peak beyond all budgets: {:.0} MiB; beyond the tiers' alone: {:.0} MiB",
-        peak - budgets,
-        peak - CACHE_MIB * TIERS
-    );
+    println!("### {count} clients, each with 25 MiB\n");
+    let mut table = Table::new(["", ""]);
+    let mut row = |name: &str, figure: String| table.row([name.to_owned(), figure]);
+    row("all bytes right", format!("{} of {count}", times.len()));
+    row("median write", format!("{:.1} s", seconds(times.iter().map(|(write, _)| *write).collect())));
+    row("median read", format!("{:.1} s", seconds(times.iter().map(|(_, read)| *read).collect())));
+    row("all of it", format!("{:.1} s", took.as_secs_f64()));
+    row("memory, idle and peak", format!("{:.0} MiB, {peak:.0} MiB", idle as f64 / MIB));
+    row("budgets: five tiers' caches and the store's", format!("{budgets} MiB"));
+    row("peak beyond the budgets, were they full", format!("{:.0} MiB", (peak - budgets).max(0.0)));
+    table.print();
 }
 
 /// Writes, waits until all have written, and reads; answers how long each took.
