@@ -3,11 +3,19 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kvasar::cli::Arguments;
+use kvasar::cli::{Arguments, allocator};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.command.is_server() {
+        allocator::use_one_arena();
+    }
+    run(arguments)
+}
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    match Arguments::parse().command.run().await {
+async fn run(arguments: Arguments) -> ExitCode {
+    match arguments.command.run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

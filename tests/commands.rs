@@ -107,6 +107,23 @@ fn what_needs_a_server_says_when_there_is_none_or_no_credential() {
     assert!(err.contains("Connection refused"), "{err}");
 }
 
+/// What a cache takes is only bounded by its budget if all threads share what is freed.
+#[test]
+fn a_server_has_one_arena_of_memory() {
+    if !cfg!(all(target_os = "linux", target_env = "gnu")) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let server = Server::start(
+        folder.path(),
+        "origin",
+        "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n",
+    );
+    let environment = server.environment().expect("Linux tells");
+    let told = environment.split('\0').filter(|variable| variable.starts_with("MALLOC_ARENA_MAX="));
+    assert_eq!(told.collect::<Vec<_>>(), ["MALLOC_ARENA_MAX=1"]);
+}
+
 #[test]
 fn namespaces_and_tokens_are_managed_through_a_running_server() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -3,6 +3,7 @@
 //! Each command is a file with its arguments and a `run`. They wire and print; what a server does is `roles.rs`, what it is told to do
 //! `config.rs`.
 
+pub mod allocator;
 pub mod check_config;
 pub mod client;
 pub mod dev;
@@ -53,6 +54,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it runs for long and holds much.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Command::Dev(_) | Command::Serve(_))
+    }
+
     pub async fn run(self) -> Result<()> {
         match self {
             Command::Dev(arguments) => dev::run(arguments).await,

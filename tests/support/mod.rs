@@ -132,6 +132,11 @@ impl Server {
         ended.expect("it was waited for")
     }
 
+    /// What it was started with, where the system tells.
+    pub(crate) fn environment(&self) -> Option<String> {
+        fs::read_to_string(format!("/proc/{}/environ", self.child.id())).ok()
+    }
+
     /// A line of the system's status of the process, in bytes: `VmRSS` is what it holds in memory. `None` where the system has no such file.
     pub(crate) fn memory(&self, line: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
