@@ -4,9 +4,10 @@
 //! pointer, and to look at it, or to hold on to it, allocates nothing. Only a long value stays in the pieces in which it came.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -53,17 +54,48 @@ struct Header {
     verified_at: AtomicU64,
     /// The feed covers it, if the continuity began no later than this; only ever moves on.
     covered_from: AtomicU64,
-    /// What is too long to be copied between the other bytes.
-    large: Option<Box<Large>>,
-    namespace: [u8; 16],
+    apart: Arc<Apart>,
     /// When it was last answered to a reader, in units of [`USED_UNIT_NANOS`]; zero for never.
     used_at: AtomicU32,
     shape: Shape,
 }
 
+/// What is not in the allocation. All packed states of a namespace share one, so that each takes a pointer and not an id.
+struct Apart {
+    namespace: NamespaceId,
+    /// What is too long to be copied between the other bytes.
+    large: Option<Large>,
+}
+
 struct Large {
     value: KeptValue,
     metadata: Option<Bytes>,
+}
+
+/// The shared ones. They change nothing that anyone could see, so they may be the process's.
+static SHARED: Mutex<Shared> = Mutex::new(Shared { of: BTreeMap::new(), swept_at: SWEPT_AT_MIN });
+
+struct Shared {
+    of: BTreeMap<NamespaceId, Arc<Apart>>,
+    /// At how many those are looked for that nobody uses any longer.
+    swept_at: usize,
+}
+
+const SWEPT_AT_MIN: usize = 64;
+
+impl Shared {
+    fn get(&mut self, namespace: NamespaceId) -> Arc<Apart> {
+        if let Some(apart) = self.of.get(&namespace) {
+            return Arc::clone(apart);
+        }
+        if self.of.len() >= self.swept_at {
+            self.of.retain(|_, apart| Arc::strong_count(apart) > 1);
+            self.swept_at = (self.of.len() * 2).max(SWEPT_AT_MIN);
+        }
+        let apart = Arc::new(Apart { namespace, large: None });
+        self.of.insert(namespace, Arc::clone(&apart));
+        apart
+    }
 }
 
 /// Values up to this length are packed: copied once, when they are filled in or written.
@@ -215,17 +247,20 @@ impl Kept {
                 }
                 bytes.extend_from_slice(packed_value);
                 if packed.is_none() {
-                    large = Some(Box::new(Large::new(value, metadata)));
+                    large = Some(Large::new(value, metadata));
                 }
             }
         }
+        let apart = match large {
+            None => SHARED.lock().expect("no holder of this lock can panic").get(key.namespace),
+            Some(large) => Arc::new(Apart { namespace: key.namespace, large: Some(large) }),
+        };
         let header = Header {
             version,
             expires_at: AtomicU64::new(expires_at.as_nanos()),
             verified_at: AtomicU64::new(verified.at.as_nanos()),
             covered_from: AtomicU64::new(verified.covered_from.as_nanos()),
-            large,
-            namespace: key.namespace.to_bytes(),
+            apart,
             used_at: AtomicU32::new(0),
             shape: Shape(shape),
         };
@@ -236,14 +271,17 @@ impl Kept {
         &self.0.header.header
     }
 
+    fn large(&self) -> Option<&Large> {
+        self.header().apart.large.as_ref()
+    }
+
     fn shape(&self) -> Shape {
         self.header().shape
     }
 
     /// Where it is kept.
     pub fn name(&self) -> Name<'_> {
-        let namespace = NamespaceId::from_bytes(self.header().namespace);
-        Name { namespace, key: &self.0.slice[..self.shape().key_length()] }
+        Name { namespace: self.header().apart.namespace, key: &self.0.slice[..self.shape().key_length()] }
     }
 
     /// The same, for whoever asks about it.
@@ -263,7 +301,7 @@ impl Kept {
 
     /// The value, where it is there and in one piece.
     pub fn value(&self) -> Option<&[u8]> {
-        match &self.header().large {
+        match self.large() {
             Some(large) => match &large.value {
                 KeptValue::Whole(bytes) => Some(bytes),
                 KeptValue::Parts(_) => None,
@@ -274,12 +312,12 @@ impl Kept {
 
     /// The value, where it is too long to be packed.
     pub fn large_value(&self) -> Option<&KeptValue> {
-        self.header().large.as_ref().map(|large| &large.value)
+        self.large().map(|large| &large.value)
     }
 
     /// JSON text, exactly as it was written.
     pub fn metadata(&self) -> Option<&[u8]> {
-        if let Some(large) = &self.header().large {
+        if let Some(large) = self.large() {
             return large.metadata.as_deref();
         }
         let shape = self.shape();
@@ -375,7 +413,7 @@ impl Kept {
         let state = if self.unchanged(read.held) {
             State::Unchanged { time_left }
         } else if self.is_present() {
-            let (value, metadata) = match &self.header().large {
+            let (value, metadata) = match self.large() {
                 None => {
                     let value = Bytes::from_owner(PackedValue(self.clone())).into();
                     (value, self.metadata().map(Bytes::copy_from_slice))
@@ -397,7 +435,7 @@ impl Kept {
 
     /// Bytes of the value and the metadata.
     pub fn length(&self) -> usize {
-        match &self.header().large {
+        match self.large() {
             None => self.0.slice.len() - self.shape().key_length() - self.shape().expiration_length(),
             Some(large) => {
                 let value = match &large.value {
@@ -548,6 +586,24 @@ mod tests {
         ) {
             check_parts(&name, KeptValue::Whole(value.into()), metadata.map(Bytes::from), expiration);
         }
+    }
+
+    #[test]
+    fn namespaces_that_nothing_is_kept_of_any_longer_are_forgotten() {
+        let mut shared = Shared { of: BTreeMap::new(), swept_at: SWEPT_AT_MIN };
+        let held: Vec<_> = (0..100).map(|id| shared.get(NamespaceId::from_u128(id))).collect();
+        (1000..10_000).for_each(|id| _ = shared.get(NamespaceId::from_u128(id)));
+        assert!(shared.of.len() <= 400, "{} are known", shared.of.len());
+        for (id, apart) in held.iter().enumerate() {
+            assert!(Arc::ptr_eq(apart, &shared.get(NamespaceId::from_u128(id as u128))));
+        }
+    }
+
+    /// The figure that docs/decisions/0003-cache-policy.md counts with.
+    #[test]
+    fn what_stands_before_the_bytes_takes_64_bytes_with_its_counts() {
+        assert_eq!(size_of::<Header>() + 2 * size_of::<usize>(), 64);
+        assert_eq!(size_of::<Option<Kept>>(), size_of::<usize>());
     }
 
     #[test]
