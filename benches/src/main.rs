@@ -27,6 +27,7 @@ mod tables {
     pub mod absent;
     pub mod ages;
     pub mod bulk_load;
+    pub mod cache_memory;
     pub mod cache_policy;
     pub mod cold_read;
     pub mod cores;
@@ -108,6 +109,11 @@ enum Command {
         #[arg(default_value_t = 1)]
         seed: u64,
     },
+    /// Bytes beside each cached entry, and the process against its budget
+    CacheMemory {
+        #[command(subcommand)]
+        part: Option<cache_memory::Part>,
+    },
     /// Miss ratio, memory and time of caches
     CachePolicy {
         #[command(subcommand)]
@@ -124,6 +130,7 @@ fn main() {
     let Arguments { table, options } = Arguments::parse();
     match &table {
         Command::Respond { kind, length } => return responder::run(*kind, *length),
+        Command::CacheMemory { part } => return cache_memory::run(part.as_ref()),
         Command::CachePolicy { part } => return cache_policy::run(part.as_ref()),
         Command::All => return all(),
         _ => {}
@@ -151,7 +158,9 @@ fn main() {
             Command::Ages => ages::run().await,
             Command::Followers { count } => followers::run(count).await,
             Command::Kills { rounds, seed } => kills::run(rounds, seed).await,
-            Command::Respond { .. } | Command::CachePolicy { .. } | Command::All => unreachable!("they ran above"),
+            Command::Respond { .. } | Command::CacheMemory { .. } | Command::CachePolicy { .. } | Command::All => {
+                unreachable!("they ran above")
+            }
         }
     });
 }

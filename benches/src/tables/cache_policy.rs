@@ -64,6 +64,8 @@ fn candidate(name: &str, room: usize) -> Box<dyn Candidate> {
 /// What is measured in a process of its own, for one cache.
 #[derive(clap::Subcommand)]
 pub enum Part {
+    /// The first table for these alone
+    Misses { names: Vec<String> },
     /// Bytes beside each entry
     Memory { name: String },
     /// Nanoseconds of a call
@@ -73,6 +75,7 @@ pub enum Part {
 pub fn run(part: Option<&Part>) {
     match part {
         None => tables(),
+        Some(Part::Misses { names }) => misses(&names.iter().map(String::as_str).collect::<Vec<_>>()),
         Some(Part::Memory { name }) => println!("{:.0}", bytes_beside_each_entry(name)),
         Some(Part::Time { name }) => {
             let (get, insert) = nanos_per_call(name);
@@ -82,18 +85,21 @@ pub fn run(part: Option<&Part>) {
 }
 
 fn tables() {
-    println!("| | {} |", SHARES.map(|share| format!("{}% | with scans", share * 100.0)).join(" | "));
-    println!("|---|{}", "---|".repeat(SHARES.len() * 2));
-    let trace = trace();
-    for name in CANDIDATES.iter().chain(&REFERENCES) {
-        let ratios = SHARES.iter().flat_map(|share| [false, true].map(|scans| miss_ratio(name, *share, &trace, scans)));
-        let cells: Vec<String> = ratios.map(|ratio| format!("{:.1}%", ratio * 100.0)).collect();
-        println!("| {name} | {} |", cells.join(" | "));
-    }
-    drop(trace);
+    misses(&CANDIDATES.into_iter().chain(REFERENCES).collect::<Vec<_>>());
     println!("\n| | bytes beside an entry | get, ns | insert, ns |\n|---|---|---|---|");
     for name in CANDIDATES {
         println!("| {name} | {} | {} |", in_own_process("memory", name), in_own_process("time", name));
+    }
+}
+
+fn misses(names: &[&str]) {
+    println!("| | {} |", SHARES.map(|share| format!("{}% | with scans", share * 100.0)).join(" | "));
+    println!("|---|{}", "---|".repeat(SHARES.len() * 2));
+    let trace = trace();
+    for name in names {
+        let ratios = SHARES.iter().flat_map(|share| [false, true].map(|scans| miss_ratio(name, *share, &trace, scans)));
+        let cells: Vec<String> = ratios.map(|ratio| format!("{:.1}%", ratio * 100.0)).collect();
+        println!("| {name} | {} |", cells.join(" | "));
     }
 }
 
