@@ -169,7 +169,7 @@ impl Committer {
         };
         let versions = VersionClock::new(Arc::clone(&parts.time), parts.last, parts.origin);
         let hashing = ahash::RandomState::new();
-        let task = Task { parts, versions, committed, passing, requests: receiver, hashing };
+        let task = Task { parts, versions, committed, passing, requests: receiver, gathered: 0, hashing };
         (committer, task.run(stop))
     }
 
@@ -271,6 +271,8 @@ struct Task {
     committed: Arc<AtomicU64>,
     passing: Arc<Passing>,
     requests: mpsc::Receiver<Request>,
+    /// How many requests the last batch answered.
+    gathered: usize,
     hashing: ahash::RandomState,
 }
 
@@ -348,11 +350,13 @@ impl Task {
                 }
             };
             let Some(first) = first else { break };
-            if self.parts.own_thread {
-                // Whoever is ready to run on this core goes first: what it hands in shares this batch's sync. Nobody there, nothing lost.
-                std::thread::yield_now();
+            if self.parts.own_thread && self.gathered > 1 {
+                // Several write at a time: those whom the last batch answered may be about to write again. Whatever task is ready now goes first, so that
+                // what it hands in shares this batch's sync. Where a core is free that takes no time.
+                let _ = tokio::spawn(tokio::task::yield_now()).await;
             }
             let requests = self.gather(first);
+            self.gathered = requests.len();
             self.serve(requests).await;
         }
         if self.parts.failure.check().is_ok()
