@@ -2,7 +2,7 @@
 //!
 //! A check gets a store and, to look at what a restart finds, a way to close and open it again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
@@ -18,12 +18,18 @@ trait Bench: Send {
 
 struct Disk {
     dir: tempfile::TempDir,
+    /// Above what scans remember where nothing was.
+    costly: Duration,
     store: Option<Arc<DiskStore>>,
 }
 
 impl Disk {
     fn start() -> Disk {
-        let mut disk = Disk { dir: tempfile::tempdir().unwrap(), store: None };
+        Disk::remembering(Duration::from_millis(1))
+    }
+
+    fn remembering(costly: Duration) -> Disk {
+        let mut disk = Disk { dir: tempfile::tempdir().unwrap(), costly, store: None };
         disk.reopen();
         disk
     }
@@ -38,11 +44,11 @@ impl Bench for Disk {
         if let Some(store) = self.store.take() {
             assert!(Arc::into_inner(store).is_some(), "a check still holds the store that it reopens");
         }
-        self.store = Some(Arc::new(DiskStore::open(self.dir.path(), 1 << 20).unwrap()));
+        self.store = Some(Arc::new(DiskStore::open_remembering(self.dir.path(), 1 << 20, self.costly).unwrap()));
     }
 }
 
-/// The disk store as a thread of its own uses it.
+/// The disk store as a thread of its own uses it, and with scans that remember each place where nothing was.
 struct InPlace(Disk);
 
 impl Bench for InPlace {
@@ -88,7 +94,7 @@ macro_rules! contract {
         mod in_place {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $check() {
-                super::$check(&mut super::InPlace(super::Disk::start())).await;
+                super::$check(&mut super::InPlace(super::Disk::remembering(super::Duration::ZERO))).await;
             })*
         }
 
@@ -117,6 +123,7 @@ contract! {
     a_scan_of_an_empty_range_is_empty,
     a_scan_is_of_one_moment,
     a_batch_is_seen_whole_or_not_at_all,
+    a_scan_finds_what_was_put_before_it_and_nothing_removed,
     synced_rows_survive_a_restart,
     a_synced_batch_covers_the_buffered_ones_before_it,
     an_empty_synced_batch_covers_the_buffered_ones_before_it,
@@ -303,6 +310,32 @@ async fn a_scan_is_of_one_moment(bench: &mut impl Bench) {
         assert_eq!(store.scan(Table::Entry, b"", b"", 1000).await.unwrap().len(), 201);
     }
     writer.await.unwrap();
+}
+
+async fn a_scan_finds_what_was_put_before_it_and_nothing_removed(bench: &mut impl Bench) {
+    let store = bench.store();
+    let writers: Vec<_> = (0..6)
+        .map(|writer| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for i in 0..60 {
+                    let key = format!("{:02}/{writer}", i * 7 % 20);
+                    let mut batch = Batch::default();
+                    batch.put(Table::Entry, key.clone(), "");
+                    store.commit(batch, Durability::Buffered).await.unwrap();
+                    assert!(names(&store, b"", b"", 1000).await.contains(&key));
+                    let mut batch = Batch::default();
+                    batch.remove(Table::Entry, key.clone());
+                    store.commit(batch, Durability::Buffered).await.unwrap();
+                    assert!(!names(&store, b"", b"", 1000).await.contains(&key));
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert!(names(&store, b"", b"", 1000).await.is_empty());
 }
 
 async fn a_batch_is_seen_whole_or_not_at_all(bench: &mut impl Bench) {

@@ -12,11 +12,13 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions, TryLockError},
     io::{ErrorKind, Write as _},
+    ops::Bound,
     path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -28,7 +30,7 @@ use fjall::{
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
 };
 
-use super::{Batch, Durability, RowChange, Store, Table, journal};
+use super::{Batch, Durability, RowChange, Store, Table, barren::Barren, journal, keys};
 use crate::error::{Error, Result};
 
 const FORMAT_FILE: &str = "format";
@@ -49,6 +51,8 @@ const REMOVED_CHUNK_WEIGHT: usize = MEMTABLE_BYTES / 2048;
 
 /// fjall's threads: one for tables to be written out, which must not wait behind a compaction, as writers would wait for it; and one to compact.
 const BACKGROUND_THREADS: usize = 2;
+/// How long a scan may take from one row to the next: some two thousand traces of what was removed.
+const COSTLY: Duration = Duration::from_millis(1);
 /// What a row takes in memory beside its bytes, roughly.
 const ROW_OVERHEAD_BYTES: usize = 64;
 
@@ -67,6 +71,9 @@ struct Shared {
     /// One row, which every synced batch puts: it tells the journal's batches apart.
     synced: Keyspace,
     hashing: ahash::RandomState,
+    barren: Barren,
+    /// How long a scan may take to step over what is no row before it remembers where that was.
+    costly: Duration,
     database: Database,
     /// Held until the database has closed: fields are dropped in this order.
     _lock: File,
@@ -75,6 +82,10 @@ struct Shared {
 impl DiskStore {
     /// Opens the store in a folder, or makes one there if it is empty or missing. Blocks; `cache_bytes` bounds the cache of blocks.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<DiskStore> {
+        DiskStore::open_remembering(dir, cache_bytes, COSTLY)
+    }
+
+    pub(super) fn open_remembering(dir: &Path, cache_bytes: u64, costly: Duration) -> Result<DiskStore> {
         let lock = claim(dir)?;
         let opening = |e: fjall::Error| {
             Error::internal(format!("opening the tables in the data folder {}", dir.display())).with_source(e)
@@ -98,7 +109,8 @@ impl DiskStore {
         let in_memory = Table::ALL.into_iter().map(|_| AtomicUsize::new(0)).collect();
         let failed = OnceLock::new();
         let hashing = ahash::RandomState::new();
-        let shared = Shared { failed, keyspaces, in_memory, synced, hashing, database, _lock: lock };
+        let barren = Barren::default();
+        let shared = Shared { failed, keyspaces, in_memory, synced, hashing, barren, costly, database, _lock: lock };
         Ok(DiskStore { shared: Arc::new(shared), in_place: false })
     }
 
@@ -154,17 +166,39 @@ impl Shared {
         if !to.is_empty() && from >= to {
             return Ok(Vec::new());
         }
+        let watch = self.barren.scan(table, (from.into(), to.into()));
         let snapshot = self.database.snapshot();
-        let keyspace = self.keyspace(table);
-        let rows = if to.is_empty() { snapshot.range(keyspace, from..) } else { snapshot.range(keyspace, from..to) };
-        let mut copies = Copies(BytesMut::new());
-        rows.take(limit)
-            .map(|row| {
+        let (mut rows, mut barren, mut copies) = (Vec::<(Bytes, Bytes)>::new(), Vec::new(), Copies(BytesMut::new()));
+        'spans: for (start, end) in watch.spans() {
+            let to = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end.clone()) };
+            let mut found = snapshot.range(self.keyspace(table), (Bound::Included(start.clone()), to));
+            let mut last = None;
+            while rows.len() < limit {
+                let began = now();
+                let next = found.next();
+                let cost = began.elapsed();
+                let mut remember = |end: &Bytes| {
+                    if cost >= self.costly {
+                        let start = last.as_deref().map_or_else(|| start.clone(), keys::after);
+                        barren.push(((start, end.clone()), cost));
+                    }
+                };
+                let Some(row) = next else {
+                    remember(&end);
+                    continue 'spans;
+                };
                 let (key, value) = row.into_inner().map_err(|e| reading(table, e))?;
-                let value = if table == Table::Chunk { value.into() } else { copies.of(&value) };
-                Ok((copies.of(&key), value))
-            })
-            .collect()
+                let key = copies.of(&key);
+                remember(&key);
+                last = Some(key.clone());
+                rows.push((key, if table == Table::Chunk { value.into() } else { copies.of(&value) }));
+            }
+            break;
+        }
+        if !barren.is_empty() {
+            watch.remember(barren);
+        }
+        Ok(rows)
     }
 
     fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
@@ -191,20 +225,26 @@ impl Shared {
             writes.insert(&self.synced, SYNCED, Bytes::new());
         }
         let mut added = [0; Table::ALL.len()];
+        let mut put = Vec::with_capacity(batch.changes.len());
         for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
             if overtaken.contains(&i) {
                 continue;
             }
             added[table as usize] += key.len() + value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES;
             match value {
-                Some(value) => writes.insert(self.keyspace(table), key, value),
+                Some(value) => {
+                    put.push((table, key.clone()));
+                    writes.insert(self.keyspace(table), key, value);
+                }
                 None => {
                     added[table as usize] += if table == Table::Chunk { REMOVED_CHUNK_WEIGHT } else { 0 };
                     writes.remove(self.keyspace(table), key);
                 }
             }
         }
+        let putting = self.barren.put(put);
         writes.commit()?;
+        drop(putting);
         // The mark counts with the facts about the store, of which every write changes one.
         added[Table::Meta as usize] += SYNCED.len() + ROW_OVERHEAD_BYTES;
         Table::ALL.into_iter().try_for_each(|table| self.write_out(table, added[table as usize]))
@@ -251,6 +291,11 @@ impl Copies {
         self.0.extend_from_slice(bytes);
         self.0.split().freeze()
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing that is answered depends on what a step of a scan costs")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn reading(table: Table, source: fjall::Error) -> Error {

@@ -2,6 +2,7 @@
 //!
 //! What the bytes mean is `keys.rs` (layout) and the origin's business. Every implementation passes `contract.rs`.
 
+mod barren;
 pub mod disk;
 mod journal;
 pub mod keys;
