@@ -3,6 +3,8 @@
 //! Each part of the server asks once for its own handles ([`Metrics::door`], [`Metrics::tier`], [`Metrics::origin`]) and then only adds
 //! to them: nothing is looked up by name while a request is served. This module names nothing else of ours; who counts converts into its enums.
 
+mod sharded;
+
 use std::{
     fmt::Write,
     sync::{
@@ -181,18 +183,18 @@ struct UpstreamLabels {
 /// All that one process counts.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<RequestLabels, Counter>,
-    request_duration: Family<LatencyLabels, Histogram, fn() -> Histogram>,
-    received: Family<DoorLabels, Counter>,
-    sent: Family<DoorLabels, Counter>,
+    requests: Family<RequestLabels, sharded::Counter>,
+    request_duration: Family<LatencyLabels, sharded::Histogram, fn() -> sharded::Histogram>,
+    received: Family<DoorLabels, sharded::Counter>,
+    sent: Family<DoorLabels, sharded::Counter>,
     connections: Family<DoorLabels, Gauge>,
     in_flight: Family<DoorLabels, Gauge>,
-    cache_answers: Family<CacheLabels, Counter>,
-    answer_age: Family<TierLabels, Histogram, fn() -> Histogram>,
+    cache_answers: Family<CacheLabels, sharded::Counter>,
+    answer_age: Family<TierLabels, sharded::Histogram, fn() -> sharded::Histogram>,
     cache_bytes: Family<TierLabels, Gauge>,
     cache_entries: Family<TierLabels, Gauge>,
-    upstream_requests: Family<UpstreamLabels, Counter>,
-    upstream_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
+    upstream_requests: Family<UpstreamLabels, sharded::Counter>,
+    upstream_duration: Family<TierLabels, sharded::Histogram, fn() -> sharded::Histogram>,
     feed_age: Family<TierLabels, Gauge<f64, AtomicU64>>,
     feed_followers: Family<TierLabels, Gauge>,
     feed_items: Family<TierLabels, Counter>,
@@ -201,15 +203,17 @@ pub struct Metrics {
 }
 
 /// From 50 microseconds, a hit in memory, to 26 seconds, past every deadline.
-fn durations() -> Histogram {
-    Histogram::new((0..20).map(|power| 0.000_05 * f64::from(1 << power)))
+fn durations() -> impl Iterator<Item = Duration> {
+    (0..20).map(|power| Duration::from_micros(50) * (1 << power))
 }
 
 /// From a push that has just come to the day that a copy may be served while upstream is away.
-fn ages() -> Histogram {
-    Histogram::new([
-        0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0,
-    ])
+fn ages() -> impl Iterator<Item = Duration> {
+    const MILLIS: [u64; 16] = [
+        1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 900_000, 3_600_000, 21_600_000,
+        86_400_000,
+    ];
+    MILLIS.into_iter().map(Duration::from_millis)
 }
 
 impl Default for Metrics {
@@ -222,7 +226,7 @@ impl Default for Metrics {
                 to,
                 "request_duration_seconds",
                 "From a request's head to the end of its answer",
-                Family::new_with_constructor(durations),
+                Family::new_with_constructor(|| sharded::Histogram::new(durations())),
             ),
             received: add(to, "received_bytes", "Bytes of request bodies", Family::default()),
             sent: add(to, "sent_bytes", "Bytes of answers' bodies", Family::default()),
@@ -233,7 +237,7 @@ impl Default for Metrics {
                 to,
                 "answer_age_seconds",
                 "Upper bound on how long ago what was answered was known to be current",
-                Family::new_with_constructor(ages),
+                Family::new_with_constructor(|| sharded::Histogram::new(ages())),
             ),
             cache_bytes: add(to, "cache_held_bytes", "Bytes that the cache holds", Family::default()),
             cache_entries: add(to, "cache_entries", "Entries that the cache holds", Family::default()),
@@ -242,7 +246,7 @@ impl Default for Metrics {
                 to,
                 "upstream_duration_seconds",
                 "From a question to the next tier up to the head of its answer",
-                Family::new_with_constructor(durations),
+                Family::new_with_constructor(|| sharded::Histogram::new(durations())),
             ),
             feed_age: add(
                 to,
@@ -333,22 +337,22 @@ impl Metrics {
 /// What one listener counts.
 pub struct DoorMetrics {
     operations: Box<[OperationMetrics]>,
-    received: Counter,
-    sent: Counter,
+    received: sharded::Counter,
+    sent: sharded::Counter,
     connections: Gauge,
     in_flight: Gauge,
 }
 
 struct OperationMetrics {
-    outcomes: Box<[Counter]>,
-    duration: Histogram,
+    outcomes: Box<[sharded::Counter]>,
+    duration: sharded::Histogram,
 }
 
 impl DoorMetrics {
     pub fn finished(&self, operation: Operation, outcome: Outcome, took: Duration) {
         let metrics = &self.operations[operation as usize];
         metrics.outcomes[outcome as usize].inc();
-        metrics.duration.observe(took.as_secs_f64());
+        metrics.duration.observe(took);
     }
 
     pub fn received(&self, bytes: u64) {
@@ -388,10 +392,10 @@ impl Drop for GaugeGuard {
 
 /// What one tier counts.
 pub struct TierMetrics {
-    answers: Box<[Counter]>,
-    upstream: Box<[Counter]>,
-    age: Histogram,
-    upstream_duration: Histogram,
+    answers: Box<[sharded::Counter]>,
+    upstream: Box<[sharded::Counter]>,
+    age: sharded::Histogram,
+    upstream_duration: sharded::Histogram,
     cache_bytes: Gauge,
     cache_entries: Gauge,
     feed_age: Gauge<f64, AtomicU64>,
@@ -400,12 +404,12 @@ pub struct TierMetrics {
 impl TierMetrics {
     pub fn answered(&self, answer: CacheAnswer, age: Duration) {
         self.answers[answer as usize].inc();
-        self.age.observe(age.as_secs_f64());
+        self.age.observe(age);
     }
 
     pub fn asked_upstream(&self, outcome: UpstreamOutcome, took: Duration) {
         self.upstream[outcome as usize].inc();
-        self.upstream_duration.observe(took.as_secs_f64());
+        self.upstream_duration.observe(took);
     }
 
     /// How long ago what the feed covers was proven current.
@@ -460,7 +464,12 @@ impl OriginMetrics {
             commits: add(to, "commits", "Batches committed to the store", Counter::default()),
             writes: add(to, "writes", "Writes committed to the store", Counter::default()),
             writes_per_commit: add(to, "writes_per_commit", "Writes that share one sync", shares),
-            commit_duration: add(to, "commit_duration_seconds", "One commit, its sync included", durations()),
+            commit_duration: add(
+                to,
+                "commit_duration_seconds",
+                "One commit, its sync included",
+                Histogram::new(durations().map(|bound| bound.as_secs_f64())),
+            ),
             read_only: add(to, "read_only", "1 once a disk write has failed and no more are taken", Gauge::default()),
         }
     }
