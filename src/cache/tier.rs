@@ -634,7 +634,7 @@ enum WrittenCopy {
 fn refresh_after(kept: &Kept, max_age: Duration) -> Duration {
     let spread = REFRESH_SIXTEENTHS.end - REFRESH_SIXTEENTHS.start + 1;
     let sixteenths = REFRESH_SIXTEENTHS.start + kept.verified_at().as_nanos() / 1024 % spread;
-    max_age.mul_f64(sixteenths as f64 / 16.0)
+    max_age / 16 * sixteenths as u32
 }
 
 /// An outage seen from below: whoever asked us was answered, so to them we are there.
