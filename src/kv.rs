@@ -231,9 +231,18 @@ impl Version {
     }
 }
 
+impl Version {
+    pub const DIGITS: usize = 16;
+
+    /// The version as text.
+    pub fn digits(self) -> [u8; Version::DIGITS] {
+        std::array::from_fn(|place| b"0123456789abcdef"[(self.0 >> (60 - 4 * place) & 15) as usize])
+    }
+}
+
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        f.write_str(std::str::from_utf8(&self.digits()).expect("digits are ASCII"))
     }
 }
 

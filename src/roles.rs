@@ -23,9 +23,10 @@ use crate::{
         auth::{self, Auth},
         binding::Binding,
         budget::Budget,
-        guard::Deadlines,
+        connection::Deadlines,
         rest::Rest,
         server::{self, ServerContext, ServerLimits},
+        threads::Threads,
     },
     cache::{
         remote::{Remote, RemoteSettings},
@@ -59,6 +60,8 @@ pub struct Running {
     pub accounts: Vec<Credentials>,
     pub origin: Option<Arc<Origin>>,
     context: ServerContext,
+    /// Those that serve the binding ports. They also carry connections upstream, which others use: so they end last.
+    threads: Arc<Threads>,
     ready: Arc<AtomicBool>,
     shutdown_deadline: Duration,
 }
@@ -99,6 +102,7 @@ pub async fn start(config: &Config, links: Links, clock: Arc<dyn Clock>) -> Resu
         accounts: Vec::new(),
         origin: None,
         context: ServerContext::new(Arc::clone(&clock), limits),
+        threads: Arc::new(Threads::start()?),
         ready: Arc::default(),
         shutdown_deadline: config.server.shutdown_deadline,
     };
@@ -282,7 +286,9 @@ impl Parts<'_> {
             Arc::clone(&self.buffers),
             self.metrics.tier(name),
         );
-        server::spawn(listener, binding, name, &self.running.context, self.metrics.door(Door::Binding, name));
+        // Apart from REST, whose large requests would keep reads waiting.
+        let context = self.running.context.on(&self.running.threads);
+        server::spawn(listener, binding, name, &context, self.metrics.door(Door::Binding, name));
         Ok(address)
     }
 
@@ -333,7 +339,7 @@ impl Running {
     /// Stops accepting, finishes what is under way within the deadline, and closes the store.
     pub async fn stop(self) {
         self.ready.store(false, Ordering::Release);
-        self.context.shutdown.cancel();
+        self.context.stop();
         // Those who follow it would hold their connections to the deadline.
         if let Some(origin) = &self.origin {
             origin.feed().close();

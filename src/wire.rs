@@ -6,6 +6,7 @@
 pub mod feed;
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -119,15 +120,54 @@ impl http_body::Body for Body {
     }
 }
 
-/// A present state's or an absent one's entity tag.
-pub fn etag(held: Held) -> HeaderValue {
-    let text = if held.present { format!("\"{}\"", held.version) } else { format!("\"{}-absent\"", held.version) };
-    ascii(&text)
+/// The fields of a head that is read: of a request that a door was given, or of bytes that just arrived.
+pub trait Fields {
+    /// The value of the first field of that name, which is in lower case.
+    fn field(&self, name: &str) -> Option<&[u8]>;
+}
+
+impl Fields for HeaderMap {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.get(name).map(HeaderValue::as_bytes)
+    }
+}
+
+/// Where the fields of a head are written to.
+pub trait FieldsMut {
+    fn put(&mut self, name: &'static str, value: &[u8]);
+}
+
+impl FieldsMut for HeaderMap {
+    fn put(&mut self, name: &'static str, value: &[u8]) {
+        self.insert(name, HeaderValue::from_bytes(value).expect("it was made fit for a header"));
+    }
+}
+
+/// The text of a head.
+impl FieldsMut for Vec<u8> {
+    fn put(&mut self, name: &'static str, value: &[u8]) {
+        self.extend_from_slice(name.as_bytes());
+        self.extend_from_slice(b": ");
+        self.extend_from_slice(value);
+        self.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Puts a present state's or an absent one's entity tag, of a version in digits.
+fn put_etag(fields: &mut impl FieldsMut, name: &'static str, version: &[u8; Version::DIGITS], present: bool) {
+    const ABSENT: &[u8] = b"-absent";
+    let mut text = [b'"'; 2 + Version::DIGITS + ABSENT.len()];
+    text[1..=Version::DIGITS].copy_from_slice(version);
+    if present {
+        return fields.put(name, &text[..2 + Version::DIGITS]);
+    }
+    text[1 + Version::DIGITS..][..ABSENT.len()].copy_from_slice(ABSENT);
+    fields.put(name, &text);
 }
 
 /// What an `If-None-Match` of ours names; anything else in it names nothing that we gave out.
-pub fn parse_etag(value: &HeaderValue) -> Option<Held> {
-    let text = value.to_str().ok()?.trim().trim_start_matches("W/").strip_prefix('"')?.strip_suffix('"')?;
+pub fn parse_etag(value: &[u8]) -> Option<Held> {
+    let text = std::str::from_utf8(value).ok()?.trim().trim_start_matches("W/").strip_prefix('"')?.strip_suffix('"')?;
     let (version, present) = match text.strip_suffix("-absent") {
         Some(version) => (version, false),
         None => (text, true),
@@ -142,19 +182,19 @@ pub fn encode_read(read: &Read, headers: &mut HeaderMap) {
         headers.insert(AT_LEAST, ascii(&version.to_string()));
     }
     if let Some(held) = read.held {
-        headers.insert(header::IF_NONE_MATCH, etag(held));
+        put_etag(headers, "if-none-match", &held.version.digits(), held.present);
     }
     encode_follower(read.asker, headers);
 }
 
 /// What a read accepts by its headers, over a `max_age` that was found elsewhere (`cache_ttl`).
-pub fn decode_read(headers: &HeaderMap, max_age: Duration) -> Result<Read> {
-    let max_age = match headers.get(MAX_AGE_MILLIS) {
+pub fn decode_read(headers: &impl Fields, max_age: Duration) -> Result<Read> {
+    let max_age = match headers.field(MAX_AGE_MILLIS) {
         Some(value) => Duration::from_millis(decimal(value, MAX_AGE_MILLIS)?),
         None => max_age,
     };
-    let at_least = headers.get(AT_LEAST).map(|value| parse_version(value, AT_LEAST)).transpose()?;
-    let held = headers.get(header::IF_NONE_MATCH).and_then(parse_etag);
+    let at_least = headers.field(AT_LEAST).map(|value| parse_version(value, AT_LEAST)).transpose()?;
+    let held = headers.field("if-none-match").and_then(parse_etag);
     Ok(Read { max_age, at_least, held, asker: decode_follower(headers) })
 }
 
@@ -166,8 +206,8 @@ pub fn encode_follower(follower: Option<FollowerId>, headers: &mut HeaderMap) {
 }
 
 /// Who asks or writes, if it is one of our own that follows; anything else names nobody.
-pub fn decode_follower(headers: &HeaderMap) -> Option<FollowerId> {
-    let text = headers.get(FOLLOWER)?.to_str().ok().filter(|text| text.len() == 16)?;
+pub fn decode_follower(headers: &impl Fields) -> Option<FollowerId> {
+    let text = std::str::from_utf8(headers.field(FOLLOWER)?).ok().filter(|text| text.len() == 16)?;
     u64::from_str_radix(text, 16).ok().map(FollowerId)
 }
 
@@ -199,49 +239,90 @@ pub fn decode_follow(headers: &HeaderMap, query: &str) -> Result<Follow> {
     Ok(Follow { follower, from })
 }
 
+/// What an answer's head says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerHead<'a> {
+    pub version: Version,
+    pub age: Duration,
+    pub covered: bool,
+    pub status: CacheStatus,
+    pub state: StateHead<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum StateHead<'a> {
+    Present { metadata: Option<&'a [u8]>, expiration: Option<u64>, time_left: Option<Duration> },
+    Absent,
+    Unchanged { present: bool, time_left: Option<Duration> },
+}
+
+impl AnswerHead<'_> {
+    /// Writes all fields of the head, but for those of the connection; answers the status.
+    pub fn encode(&self, read: &Read, fields: &mut impl FieldsMut) -> StatusCode {
+        let present = match self.state {
+            StateHead::Present { .. } => true,
+            StateHead::Absent => false,
+            StateHead::Unchanged { present, .. } => present,
+        };
+        let version = self.version.digits();
+        fields.put(VERSION, &version);
+        // Rounded up: an age may be too large, never too small.
+        put_number(fields, AGE_MILLIS, millis_up(self.age));
+        fields.put(CACHE_STATUS, self.status.name().as_bytes());
+        // Of use to those alone who follow.
+        if self.covered && read.asker.is_some() {
+            fields.put(COVERED, b"1");
+        }
+        put_etag(fields, "etag", &version, present);
+        match self.state {
+            StateHead::Present { metadata, expiration, time_left } => {
+                fields.put("content-type", b"application/octet-stream");
+                put_expiration(fields, expiration, time_left);
+                if let Some(metadata) = metadata {
+                    fields.put(METADATA, &header_text(metadata));
+                }
+                StatusCode::OK
+            }
+            StateHead::Absent => StatusCode::NOT_FOUND,
+            StateHead::Unchanged { time_left, .. } => {
+                put_expiration(fields, None, time_left);
+                StatusCode::NOT_MODIFIED
+            }
+        }
+    }
+}
+
 /// An answer as status, headers and body. The other half is [`decode_answer`].
 pub fn encode_answer(answer: Answer, read: &Read) -> http::Response<Body> {
-    let present = match &answer.state {
-        State::Present(_) => true,
-        State::Absent => false,
-        State::Unchanged { .. } => read.held.is_some_and(|held| held.present),
-    };
-    let mut response = http::Response::new(Body::empty());
-    let headers = response.headers_mut();
-    headers.insert(VERSION, ascii(&answer.version.to_string()));
-    // Rounded up: an age may be too large, never too small.
-    headers.insert(AGE_MILLIS, number(millis_up(answer.age)));
-    headers.insert(CACHE_STATUS, HeaderValue::from_static(answer.status.name()));
-    // Of use to those alone who follow.
-    if answer.covered && read.asker.is_some() {
-        headers.insert(COVERED, HeaderValue::from_static("1"));
-    }
-    headers.insert(header::ETAG, etag(Held { version: answer.version, present }));
-    match answer.state {
-        State::Present(entry) => {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            encode_expiration(headers, entry.expiration, entry.time_left);
-            if let Some(metadata) = entry.metadata.and_then(header_text) {
-                headers.insert(METADATA, metadata);
-            }
-            *response.body_mut() = entry.value.into();
-        }
-        State::Absent => *response.status_mut() = StatusCode::NOT_FOUND,
+    let state = match &answer.state {
+        State::Present(entry) => StateHead::Present {
+            metadata: entry.metadata.as_deref(),
+            expiration: entry.expiration,
+            time_left: entry.time_left,
+        },
+        State::Absent => StateHead::Absent,
         State::Unchanged { time_left } => {
-            encode_expiration(headers, None, time_left);
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            StateHead::Unchanged { present: read.held.is_some_and(|held| held.present), time_left: *time_left }
         }
+    };
+    let Answer { version, age, covered, status, .. } = answer;
+    let mut response = http::Response::new(Body::empty());
+    let head = AnswerHead { version, age, covered, status, state };
+    *response.status_mut() = head.encode(read, response.headers_mut());
+    if let State::Present(entry) = answer.state {
+        *response.body_mut() = entry.value.into();
     }
     response
 }
 
-/// JSON text as a header's value: control characters, which JSON allows between its parts, become spaces.
-pub fn header_text(text: Bytes) -> Option<HeaderValue> {
-    if let Ok(value) = HeaderValue::from_maybe_shared(text.clone()) {
-        return Some(value);
+/// JSON text fit for a header: control characters, which JSON allows between its parts, become spaces.
+pub fn header_text(text: &[u8]) -> Cow<'_, [u8]> {
+    let fits = |byte: u8| !matches!(byte, 0x7f | 0..=0x1f) || byte == b'\t';
+    if text.iter().all(|byte| fits(*byte)) {
+        return Cow::Borrowed(text);
     }
-    let mut fitting = Vec::with_capacity(text.len());
-    for byte in text {
+    let mut fitting = Vec::with_capacity(text.len() + 16);
+    for &byte in text {
         match byte {
             // Inside a JSON string DEL stands raw, and no header may hold it.
             0x7f => fitting.extend_from_slice(b"\\u007f"),
@@ -249,16 +330,20 @@ pub fn header_text(text: Bytes) -> Option<HeaderValue> {
             _ => fitting.push(byte),
         }
     }
-    HeaderValue::from_bytes(&fitting).ok()
+    Cow::Owned(fitting)
 }
 
-fn encode_expiration(headers: &mut HeaderMap, expiration: Option<u64>, time_left: Option<Duration>) {
+fn put_number(fields: &mut impl FieldsMut, name: &'static str, number: u64) {
+    fields.put(name, itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn put_expiration(fields: &mut impl FieldsMut, expiration: Option<u64>, time_left: Option<Duration>) {
     if let Some(expiration) = expiration {
-        headers.insert(EXPIRATION, number(expiration));
+        put_number(fields, EXPIRATION, expiration);
     }
     if let Some(left) = time_left {
         // Rounded down: it may fall early, never late.
-        headers.insert(EXPIRES_IN_MILLIS, number(millis(left)));
+        put_number(fields, EXPIRES_IN_MILLIS, millis(left));
     }
 }
 
@@ -273,7 +358,7 @@ pub fn decode_answer(status: StatusCode, headers: &HeaderMap, value: Value) -> R
         StatusCode::OK => State::Present(Entry {
             value,
             metadata: headers.get(METADATA).map(|value| Bytes::copy_from_slice(value.as_bytes())),
-            expiration: headers.get(EXPIRATION).map(|value| decimal(value, EXPIRATION)).transpose()?,
+            expiration: headers.field(EXPIRATION).map(|value| decimal(value, EXPIRATION)).transpose()?,
             time_left,
         }),
         StatusCode::NOT_FOUND => State::Absent,
@@ -287,15 +372,15 @@ pub fn decode_answer(status: StatusCode, headers: &HeaderMap, value: Value) -> R
 pub fn encode_written(written: &Written) -> http::Response<Body> {
     let mut response = http::Response::new(Body::empty());
     let headers = response.headers_mut();
-    headers.insert(VERSION, ascii(&written.version.to_string()));
-    encode_expiration(headers, written.expiration, written.time_left);
+    headers.put(VERSION, &written.version.digits());
+    put_expiration(headers, written.expiration, written.time_left);
     response
 }
 
 pub fn decode_written(headers: &HeaderMap) -> Result<Written> {
     Ok(Written {
         version: parse_version(required(headers, VERSION)?, VERSION)?,
-        expiration: headers.get(EXPIRATION).map(|value| decimal(value, EXPIRATION)).transpose()?,
+        expiration: headers.field(EXPIRATION).map(|value| decimal(value, EXPIRATION)).transpose()?,
         time_left: duration(headers, EXPIRES_IN_MILLIS)?,
     })
 }
@@ -548,7 +633,8 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn millis_up(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    let whole = duration.as_secs().saturating_mul(1000);
+    whole.saturating_add(duration.subsec_nanos().div_ceil(1_000_000).into())
 }
 
 fn ascii(text: &str) -> HeaderValue {
@@ -559,22 +645,24 @@ fn number(number: u64) -> HeaderValue {
     HeaderValue::from(number)
 }
 
-fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a HeaderValue> {
-    headers.get(name).ok_or_else(|| unexpected(format!("no header {name}")))
+fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a [u8]> {
+    headers.field(name).ok_or_else(|| unexpected(format!("no header {name}")))
 }
 
-fn decimal(value: &HeaderValue, name: &str) -> Result<u64> {
-    let number = value.to_str().ok().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| Error::bad_request(format!("{name} is a whole number, not {value:?}")))
+fn decimal(value: &[u8], name: &str) -> Result<u64> {
+    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| Error::bad_request(format!("{name} is a whole number, not \"{}\"", value.escape_ascii())))
 }
 
 fn duration(headers: &HeaderMap, name: &str) -> Result<Option<Duration>> {
-    headers.get(name).map(|value| decimal(value, name).map(Duration::from_millis)).transpose()
+    headers.field(name).map(|value| decimal(value, name).map(Duration::from_millis)).transpose()
 }
 
-fn parse_version(value: &HeaderValue, name: &str) -> Result<Version> {
-    let version = value.to_str().ok().and_then(|text| text.parse().ok());
-    version.ok_or_else(|| Error::bad_request(format!("{name} is a version of 16 hexadecimal digits, not {value:?}")))
+fn parse_version(value: &[u8], name: &str) -> Result<Version> {
+    let version = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    version.ok_or_else(|| {
+        Error::bad_request(format!("{name} is a version of 16 hexadecimal digits, not \"{}\"", value.escape_ascii()))
+    })
 }
 
 fn unexpected(what: impl std::fmt::Display) -> Error {

@@ -10,14 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use constant_time_eq::constant_time_eq;
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::{
     clock::{self, Clock, Moment},
     error::{Error, Kind, Result},
-    kv::{Account, AccountId, Answer, Namespace, NamespaceId, Read, Rights, Source, State, Token, TokenHash, reserved},
+    kv::{
+        Account, AccountId, Answer, Key, Namespace, NamespaceId, Read, Rights, Source, State, Token, TokenHash,
+        Version, kept::Kept, reserved,
+    },
 };
 
 /// Whoever a request's credential stands for.
@@ -66,12 +69,62 @@ impl Auth {
         }
         let key = reserved::token(&hash);
         let Some(record) = self.record(&key).await? else { return Err(unauthenticated()) };
-        let token: Token = parse(&record, "token")?;
-        let expired = token.token.expires.is_some_and(|expires| expires <= self.clock.wall_millis() / 1000);
-        if expired || !same(&token.hash, &hash) {
+        Ok(Identity::Token(Arc::new(self.token(&record, &hash)?)))
+    }
+
+    /// The token of a record, if it is the one with this hash and has not expired.
+    fn token(&self, record: &[u8], hash: &TokenHash) -> Result<Token> {
+        let token: Token = parse(record, "token")?;
+        if self.is_over(token.token.expires) || !same(&token.hash, hash) {
             return Err(unauthenticated());
         }
-        Ok(Identity::Token(Arc::new(token)))
+        Ok(token)
+    }
+
+    fn is_over(&self, expires: Option<u64>) -> bool {
+        expires.is_some_and(|expires| expires <= self.clock.wall_millis() / 1000)
+    }
+
+    /// What a credential opens, if memory knows it: the same as [`Auth::identify`] and [`Auth::namespace`] find, without a wait. `None` says nothing
+    /// but "ask those". Without a namespace it is the only one that the token covers.
+    pub fn enter_held(&self, authorization: &[u8], namespace: Option<NamespaceId>, right: Rights) -> Option<Entry> {
+        let hash = hash(bearer(std::str::from_utf8(authorization).ok()?)?);
+        if self.cluster_secret.as_ref().is_some_and(|cluster| same(cluster, &hash)) {
+            return Some(Entry { namespace: namespace?, by: None });
+        }
+        let token_key = reserved::token(&hash);
+        let record = self.held(&token_key)?;
+        let token = self.token(record.metadata()?, &hash).ok()?;
+        let namespace = namespace.or_else(|| token.only_namespace())?;
+        token.check(right).and_then(|()| token.check_covers(namespace)).ok()?;
+        let namespace_key = reserved::namespace(token.account, namespace);
+        self.held(&namespace_key)?;
+        let by = EntryToken {
+            key: token_key,
+            version: record.version(),
+            expires: token.token.expires,
+            namespace: namespace_key,
+        };
+        Some(Entry { namespace, by: Some(by) })
+    }
+
+    /// Whether what was found is still so: the same version of the token is held, and the namespace is there.
+    pub fn still(&self, entry: &Entry) -> bool {
+        let Some(by) = &entry.by else { return true };
+        let same_token = self.held(&by.key).is_some_and(|record| record.version() == by.version);
+        same_token && !self.is_over(by.expires) && self.held(&by.namespace).is_some()
+    }
+
+    /// Whether two credentials, as they were sent, are the same.
+    pub fn is_same(&self, a: &[u8], b: &[u8]) -> bool {
+        constant_time_eq(a, b)
+    }
+
+    /// A reserved record that is there, by memory alone.
+    fn held(&self, key: &Key) -> Option<Kept> {
+        let read = Read { max_age: self.max_age, ..Read::default() };
+        let hit = self.source.held(NamespaceId::RESERVED, key.as_bytes(), &read)?;
+        Some(hit.kept).filter(Kept::is_present)
     }
 
     /// Whether the identity may do this in that namespace, which then exists.
@@ -108,7 +161,7 @@ impl Auth {
     }
 
     /// A reserved record: from memory while it is fresh, else through the source, within the limit on guesses.
-    async fn record(&self, key: &crate::kv::Key) -> Result<Option<Bytes>> {
+    async fn record(&self, key: &Key) -> Result<Option<Bytes>> {
         let read = Read { max_age: self.max_age, ..Read::default() };
         if let Some(hit) = self.source.held(NamespaceId::RESERVED, key.as_bytes(), &read) {
             return metadata_of(hit.answer(&read));
@@ -123,7 +176,30 @@ impl Auth {
     }
 }
 
+/// What a credential was found to open.
+pub struct Entry {
+    pub namespace: NamespaceId,
+    /// The token that opens it; `None` for the cluster's own secret.
+    by: Option<EntryToken>,
+}
+
+struct EntryToken {
+    key: Key,
+    version: Version,
+    expires: Option<u64>,
+    /// The namespace's record.
+    namespace: Key,
+}
+
 impl Token {
+    /// The namespace that a token is about when a request names none.
+    pub fn only_namespace(&self) -> Option<NamespaceId> {
+        match self.token.namespaces.as_deref() {
+            Some([only]) => Some(*only),
+            _ => None,
+        }
+    }
+
     fn check(&self, right: Rights) -> Result<()> {
         if self.token.rights >= right { Ok(()) } else { Err(forbidden()) }
     }
@@ -169,22 +245,24 @@ pub fn new_secret(clock: &dyn Clock) -> String {
 }
 
 fn same(a: &TokenHash, b: &TokenHash) -> bool {
-    a.as_str().as_bytes().ct_eq(b.as_str().as_bytes()).into()
+    constant_time_eq(a.as_str().as_bytes(), b.as_str().as_bytes())
 }
 
 fn secret(headers: &HeaderMap) -> Result<&str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let found = match text("authorization") {
-        Some(header) => match header.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
-            _ => None,
-        },
+        Some(header) => bearer(header),
         None => match (text("x-auth-key"), text("x-auth-email")) {
             (Some(key), Some(email)) if !email.is_empty() => Some(key),
             _ => text("x-auth-user-service-key"),
         },
     };
     found.filter(|secret| !secret.is_empty()).ok_or_else(unauthenticated)
+}
+
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, secret) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim()).filter(|secret| !secret.is_empty())
 }
 
 fn metadata_of(answer: Answer) -> Result<Option<Bytes>> {

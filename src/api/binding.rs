@@ -24,7 +24,9 @@ use crate::{
         auth::{Auth, Identity},
         body::{Request, RequestBody, Response, ResponseBody},
         budget::{Budget, Taken},
+        connection::head::Head,
         error::binding_response,
+        hot::{HotAnswer, Remembered},
         json,
         query::{Query, decode_key, expires, leading_integer},
         server::{Handler, told},
@@ -37,16 +39,16 @@ use crate::{
     },
     limits,
     metrics::{CacheAnswer, Operation, TierMetrics},
-    wire,
+    wire::{self, Fields},
 };
 
 /// One tier's, or a lone origin's, binding port.
 pub struct Binding {
-    backend: Arc<dyn Backend>,
-    auth: Arc<Auth>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) auth: Arc<Auth>,
     clock: Arc<dyn Clock>,
     buffers: Arc<Budget>,
-    metrics: Arc<TierMetrics>,
+    pub(super) metrics: Arc<TierMetrics>,
 }
 
 /// How much of a refused upload is read so that its sender gets to see why.
@@ -73,6 +75,10 @@ impl Handler for Binding {
             Route::None(status) => (Operation::Other, Ok(empty(status))),
         };
         told(response.unwrap_or_else(|error| binding_response(&error)), operation)
+    }
+
+    fn hot(&self, head: &Head<'_>, remembered: &mut Remembered, out: &mut Vec<u8>) -> Option<HotAnswer> {
+        self.read_hot(head, remembered, out)
     }
 }
 
@@ -258,7 +264,7 @@ impl Binding {
 
     async fn write_many(&self, head: &http::request::Parts, body: RequestBody) -> Result<Response> {
         self.enter_tier(&head.headers).await?;
-        let namespace = namespace_header(&head.headers)?.ok_or_else(no_namespace)?;
+        let namespace = namespace_of(&head.headers)?.ok_or_else(no_namespace)?;
         let _room = self.buffers.try_take(content_length(&head.headers).unwrap_or(WRITE_BODY_BYTES_MAX))?;
         let body = Value::Stream(ValueStream { length: None, chunks: body }).collect(WRITE_BODY_BYTES_MAX).await?;
         let outcomes = self.backend.write_many(namespace, wire::decode_writes(body)?).await?;
@@ -294,12 +300,9 @@ impl Binding {
     /// The namespace that the request is about, in which it may do this.
     async fn enter(&self, headers: &HeaderMap, right: Rights) -> Result<NamespaceId> {
         let identity = self.auth.identify(headers).await?;
-        let namespace = match (namespace_header(headers)?, &identity) {
+        let namespace = match (namespace_of(headers)?, &identity) {
             (Some(namespace), _) => namespace,
-            (None, Identity::Token(token)) => match token.token.namespaces.as_deref() {
-                Some([only]) => *only,
-                _ => return Err(no_namespace()),
-            },
+            (None, Identity::Token(token)) => token.only_namespace().ok_or_else(no_namespace)?,
             (None, Identity::Tier) => return Err(no_namespace()),
         };
         self.auth.namespace(&identity, namespace, right).await?;
@@ -517,9 +520,9 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn namespace_header(headers: &HeaderMap) -> Result<Option<NamespaceId>> {
-    let Some(value) = headers.get(wire::NAMESPACE) else { return Ok(None) };
-    let id = value.to_str().ok().and_then(|text| text.parse().ok());
+pub(super) fn namespace_of(headers: &impl Fields) -> Result<Option<NamespaceId>> {
+    let Some(value) = headers.field(wire::NAMESPACE) else { return Ok(None) };
+    let id = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
     let what = || Error::bad_request(format!("{} is 32 hexadecimal digits", wire::NAMESPACE));
     id.map(Some).ok_or_else(what)
 }
@@ -533,7 +536,7 @@ fn no_namespace() -> Error {
     Error::bad_request(format!("name a namespace with the header {}", wire::NAMESPACE))
 }
 
-fn cache_ttl(text: Option<&str>) -> Result<Duration> {
+pub(super) fn cache_ttl(text: Option<&str>) -> Result<Duration> {
     let Some(text) = text else { return Ok(limits::CACHE_TTL_DEFAULT) };
     match leading_integer(text) {
         Some(seconds) if seconds >= limits::CACHE_TTL_SECONDS_MIN => Ok(Duration::from_secs(seconds.unsigned_abs())),
@@ -583,7 +586,7 @@ fn empty(status: StatusCode) -> Response {
     response
 }
 
-fn counted(status: CacheStatus) -> CacheAnswer {
+pub(super) fn counted(status: CacheStatus) -> CacheAnswer {
     match status {
         CacheStatus::Hit => CacheAnswer::Hit,
         CacheStatus::Miss => CacheAnswer::Miss,

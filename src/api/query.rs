@@ -17,8 +17,14 @@ pub fn decode_key(segment: &str) -> Result<Key> {
 
 /// The bytes that a text stands for; `None` when a percent sign is not followed by two hexadecimal digits.
 fn percent_decode(text: &[u8], plus_is_space: bool) -> Option<Vec<u8>> {
-    let hex = |byte: u8| char::from(byte).to_digit(16);
     let mut decoded = Vec::with_capacity(text.len());
+    percent_decode_into(text, plus_is_space, &mut decoded)?;
+    Some(decoded)
+}
+
+/// Appends the bytes that a text stands for.
+pub fn percent_decode_into(text: &[u8], plus_is_space: bool, decoded: &mut Vec<u8>) -> Option<()> {
+    let hex = |byte: u8| char::from(byte).to_digit(16);
     let mut rest = text.iter();
     while let Some(&byte) = rest.next() {
         decoded.push(match byte {
@@ -30,7 +36,7 @@ fn percent_decode(text: &[u8], plus_is_space: bool) -> Option<Vec<u8>> {
             other => other,
         });
     }
-    Some(decoded)
+    Some(())
 }
 
 /// The parameters behind a path, decoded as forms are. Of one that is given twice, the first counts.

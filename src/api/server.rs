@@ -3,41 +3,45 @@
 use std::{
     future::Future,
     io,
-    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
-use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
 
 use crate::{
     api::{
-        body::{Request, RequestBody, Response, ResponseBody},
-        guard::{Busy, Deadlines, Guarded, HEAD_BYTES_MAX},
+        body::{Request, Response, ResponseBody},
+        connection::{self, Deadlines, head::Head},
+        hot::{HotAnswer, Remembered},
+        threads::Threads,
     },
-    clock::{self, Clock, Moment},
-    error::{Error, Kind},
+    clock::{Clock, Moment},
     metrics::{DoorMetrics, GaugeGuard, Operation, Outcome},
 };
 
 /// A door: answers every request, also those that it refuses.
 pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: Request) -> impl Future<Output = Response> + Send;
+
+    /// Answers a read that needs no wait: writes all of the head but for its end into `out`. `None`, with whatever in `out`, says nothing but "call
+    /// [`Handler::handle`]", which answers the same.
+    fn hot(&self, _head: &Head<'_>, _remembered: &mut Remembered, _out: &mut Vec<u8>) -> Option<HotAnswer> {
+        None
+    }
 }
 
 /// What a door says of its answer for the counters: put it into the response's extensions.
@@ -59,11 +63,15 @@ pub struct ServerLimits {
 pub struct ServerContext {
     pub clock: Arc<dyn Clock>,
     pub limits: ServerLimits,
-    /// Cancelled when the process should end: nothing new is accepted, what is under way is finished.
+    /// Cancelled when the process should end: nothing new is accepted, what is under way is finished. See [`ServerContext::stop`].
     pub shutdown: CancellationToken,
+    /// Set just before: what can be asked between any two requests.
+    pub(super) stopping: Arc<AtomicBool>,
     pub tasks: TaskTracker,
     pub in_flight: Arc<Semaphore>,
     pub connections: Arc<Semaphore>,
+    /// Where connections are served; by the runtime that accepted them if not here.
+    threads: Option<Arc<Threads>>,
 }
 
 impl ServerContext {
@@ -71,11 +79,32 @@ impl ServerContext {
         ServerContext {
             clock,
             shutdown: CancellationToken::new(),
+            stopping: Arc::default(),
             tasks: TaskTracker::new(),
             in_flight: Arc::new(Semaphore::new(limits.requests_in_flight)),
             connections: Arc::new(Semaphore::new(limits.connections)),
+            threads: None,
             limits,
         }
+    }
+
+    /// Has all listeners and connections end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.shutdown.cancel();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stopped(&self) -> WaitForCancellationFutureOwned {
+        self.shutdown.clone().cancelled_owned()
+    }
+
+    /// The same, with connections on threads of their own.
+    pub fn on(&self, threads: &Arc<Threads>) -> ServerContext {
+        ServerContext { threads: Some(Arc::clone(threads)), ..self.clone() }
     }
 
     /// The same, with places for connections and requests of its own.
@@ -90,12 +119,12 @@ impl ServerContext {
 
 const OWN_PLACES: usize = 64;
 
-struct Server<H> {
+pub(super) struct Server<H> {
     handler: H,
     /// The location or door, for the log.
-    name: String,
-    context: ServerContext,
-    metrics: Arc<DoorMetrics>,
+    pub(super) name: String,
+    pub(super) context: ServerContext,
+    pub(super) metrics: Arc<DoorMetrics>,
     /// Numbers requests for the log.
     requests: AtomicU64,
 }
@@ -108,9 +137,24 @@ pub fn spawn<H: Handler>(
     context: &ServerContext,
     metrics: Arc<DoorMetrics>,
 ) {
-    let server =
-        Server { handler, name: name.to_string(), context: context.clone(), metrics, requests: AtomicU64::new(0) };
-    context.tasks.spawn(accept(listener, Arc::new(server)));
+    context.tasks.spawn(accept(listener, Arc::new(Server::new(handler, name, context, metrics))));
+}
+
+/// Serves one connection of whatever kind until either side ends it.
+pub async fn serve<H, R, W>(
+    read_half: R,
+    write_half: W,
+    handler: H,
+    name: &str,
+    context: &ServerContext,
+    metrics: Arc<DoorMetrics>,
+) -> io::Result<()>
+where
+    H: Handler,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send,
+{
+    connection::serve(Arc::new(Server::new(handler, name, context, metrics)), read_half, write_half).await
 }
 
 /// How long to leave a listener alone that can't accept, mostly for lack of file descriptors.
@@ -132,8 +176,13 @@ async fn accept<H: Handler>(listener: TcpListener, server: Arc<Server<H>>) {
             Ok((stream, place)) => {
                 // Without it answers are only later, not wrong.
                 let _ = stream.set_nodelay(true);
-                let connection = connection(stream, place, Arc::clone(&server));
-                context.tasks.spawn(connection);
+                let served = match &context.threads {
+                    None => Ok(drop(context.tasks.spawn(connection(stream, place, Arc::clone(&server))))),
+                    Some(threads) => hand_over(stream, place, &server, threads),
+                };
+                if let Err(error) = served {
+                    tracing::warn!(listener = server.name, %error, "a connection could not be handed to its thread");
+                }
             }
             Err(error) => {
                 tracing::warn!(listener = server.name, %error, "a connection could not be accepted");
@@ -143,49 +192,62 @@ async fn accept<H: Handler>(listener: TcpListener, server: Arc<Server<H>>) {
     }
 }
 
-async fn connection<H: Handler>(stream: tokio::net::TcpStream, _place: OwnedSemaphorePermit, server: Arc<Server<H>>) {
-    let context = &server.context;
-    let _counted = server.metrics.connection();
-    let busy = Busy::default();
-    let guarded = Guarded::new(stream, Arc::clone(&busy), Arc::clone(&context.clock), context.limits.deadlines);
-    let service = {
-        let server = Arc::clone(&server);
-        service_fn(move |request| {
-            let (server, busy) = (Arc::clone(&server), Arc::clone(&busy));
-            async move { Ok::<_, Error>(server.answer(request, busy).await) }
-        })
-    };
-    let serving = http1::Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
-        // The guard times heads itself.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(guarded), service);
-    tokio::pin!(serving);
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = context.shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+/// Has another thread serve a connection: its runtime takes it over from this one's.
+fn hand_over<H: Handler>(
+    stream: TcpStream,
+    place: OwnedSemaphorePermit,
+    server: &Arc<Server<H>>,
+    threads: &Threads,
+) -> io::Result<()> {
+    let (stream, server) = (stream.into_std()?, Arc::clone(server));
+    threads.spawn(&server.context.tasks.clone(), async move {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => connection(stream, place, server).await,
+            Err(error) => tracing::warn!(listener = server.name, %error, "a connection could not be taken over"),
         }
-    };
-    if let Err(error) = ended {
+    });
+    Ok(())
+}
+
+async fn connection<H: Handler>(stream: TcpStream, _place: OwnedSemaphorePermit, server: Arc<Server<H>>) {
+    let _counted = server.metrics.connection();
+    let (read_half, write_half) = stream.into_split();
+    if let Err(error) = connection::serve(Arc::clone(&server), read_half, write_half).await {
         // Clients break off; that is theirs to decide.
         tracing::debug!(listener = server.name, %error, "a connection ended early");
     }
 }
 
 impl<H: Handler> Server<H> {
-    async fn answer(&self, request: hyper::Request<Incoming>, busy: Busy) -> http::Response<Watched> {
-        let started = self.context.clock.now();
+    fn new(handler: H, name: &str, context: &ServerContext, metrics: Arc<DoorMetrics>) -> Server<H> {
+        Server { handler, name: name.to_owned(), context: context.clone(), metrics, requests: AtomicU64::new(0) }
+    }
+
+    /// See [`Handler::hot`]. What is logged is not hot.
+    pub(super) fn hot(&self, head: &Head<'_>, remembered: &mut Remembered, out: &mut Vec<u8>) -> Option<HotAnswer> {
+        if is_logged() {
+            return None;
+        }
+        self.handler.hot(head, remembered, out)
+    }
+
+    /// Counts a hot answer that was sent, or was cut off.
+    pub(super) fn finished_hot(&self, answer: &HotAnswer, sent: bool, took: Duration) {
+        let outcome = if sent { outcome(answer.status) } else { Outcome::Cancelled };
+        self.metrics.sent(answer.value().len() as u64);
+        self.metrics.finished(Operation::Get, outcome, took);
+    }
+
+    /// Has the handler answer a request whose head had arrived at `started`.
+    pub(super) async fn answer(&self, request: Request, started: Moment) -> (Response, Watch) {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let busy = BusyGuard::new(busy);
         let in_flight = self.metrics.in_flight();
         let method = request.method().clone();
-        let logged = tracing::enabled!(target: "kvasar::access", tracing::Level::INFO);
+        let logged = is_logged();
         let (path, namespace) = if logged { logged_parts(&request) } else { Default::default() };
         let place = Arc::clone(&self.context.in_flight).try_acquire_owned();
         let response = match &place {
-            Ok(_) => self.handler.handle(self.timed(request)).await,
+            Ok(_) => self.handler.handle(request).await,
             Err(_) => overloaded(),
         };
         let operation = response.extensions().get::<Operation>().copied().unwrap_or(Operation::Other);
@@ -214,60 +276,20 @@ impl<H: Handler> Server<H> {
             started,
             operation,
             outcome: outcome(status),
-            // A body without bytes is never asked for them.
-            ended: response.body().is_end_stream(),
+            ended: false,
             _in_flight: in_flight,
-            _busy: busy,
             // Who follows a feed does so for as long as it lives, and is no request under way; connections are bounded.
             _place: place.ok().filter(|_| operation != Operation::Feed),
         };
-        response.map(|body| Watched { body, watch })
-    }
-
-    /// The request with its body as a stream of ours: every wait for the next piece has a deadline.
-    fn timed(&self, request: hyper::Request<Incoming>) -> Request {
-        request.map(|body| -> RequestBody {
-            if body.is_end_stream() {
-                return Box::pin(stream::empty());
-            }
-            let (clock, idle) = (Arc::clone(&self.context.clock), self.context.limits.deadlines.body_idle);
-            let metrics = Arc::clone(&self.metrics);
-            let chunks = stream::try_unfold(body, move |mut body| {
-                let (clock, metrics) = (Arc::clone(&clock), Arc::clone(&metrics));
-                async move {
-                    let Some(chunk) = next_chunk(&mut body, &*clock, idle).await? else { return Ok(None) };
-                    metrics.received(chunk.len() as u64);
-                    Ok(Some((chunk, body)))
-                }
-            });
-            chunks.boxed()
-        })
+        (response, watch)
     }
 }
 
-async fn next_chunk(body: &mut Incoming, clock: &dyn Clock, idle: Duration) -> Result<Option<Bytes>, Error> {
-    loop {
-        let frame = clock::within(clock, idle, body.frame()).await;
-        let frame =
-            frame.map_err(|_| Error::new(Kind::RequestTimeout, format!("no more of the body came within {idle:?}")))?;
-        match frame {
-            None => return Ok(None),
-            Some(Err(error)) => {
-                return Err(Error::bad_request("the body broke off or is badly chunked").with_source(error));
-            }
-            Some(Ok(frame)) => {
-                // Trailers say nothing to us.
-                if let Ok(data) = frame.into_data()
-                    && !data.is_empty()
-                {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
+fn is_logged() -> bool {
+    tracing::enabled!(target: "kvasar::access", tracing::Level::INFO)
 }
 
-fn logged_parts(request: &hyper::Request<Incoming>) -> (String, String) {
+fn logged_parts(request: &Request) -> (String, String) {
     let namespace = request.headers().get(crate::wire::NAMESPACE).and_then(|value| value.to_str().ok());
     (request.uri().path().to_string(), namespace.unwrap_or("-").to_string())
 }
@@ -292,29 +314,8 @@ fn outcome(status: StatusCode) -> Outcome {
     }
 }
 
-/// Keeps its connection from counting as idle.
-struct BusyGuard(Busy);
-
-impl BusyGuard {
-    fn new(busy: Busy) -> BusyGuard {
-        busy.fetch_add(1, Ordering::AcqRel);
-        BusyGuard(busy)
-    }
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A response's body that tells the counters when it has been sent, or was dropped before.
-struct Watched {
-    body: ResponseBody,
-    watch: Watch,
-}
-
-struct Watch {
+/// An answer on its way: counts it when it has been sent, or was dropped before.
+pub(super) struct Watch {
     metrics: Arc<DoorMetrics>,
     clock: Arc<dyn Clock>,
     started: Moment,
@@ -322,8 +323,24 @@ struct Watch {
     outcome: Outcome,
     ended: bool,
     _in_flight: GaugeGuard,
-    _busy: BusyGuard,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Watch {
+    pub(super) fn sent(&self, bytes: u64) {
+        self.metrics.sent(bytes);
+    }
+
+    /// The answer ended by our own fault.
+    pub(super) fn broke(&mut self) {
+        self.outcome = Outcome::ServerError;
+        self.ended = true;
+    }
+
+    /// The answer is whole, or its client went away.
+    pub(super) fn ended(mut self, whole: bool) {
+        self.ended |= whole;
+    }
 }
 
 impl Drop for Watch {
@@ -333,41 +350,9 @@ impl Drop for Watch {
     }
 }
 
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => this.watch.metrics.sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
-            Some(Err(error)) => {
-                this.watch.outcome = Outcome::ServerError;
-                this.watch.ended = true;
-                tracing::warn!(%error, "an answer broke off");
-            }
-            None => {}
-        }
-        this.watch.ended |= this.body.is_end_stream() || frame.is_none();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::{
@@ -403,7 +388,7 @@ mod tests {
         for gauge in ["kvasar_requests_in_flight", "kvasar_connections"] {
             assert!(answer.contains(&format!("{gauge}{labels} 1\n")), "{answer}");
         }
-        context.shutdown.cancel();
+        context.stop();
         context.tasks.close();
         context.tasks.wait().await;
         for gauge in ["kvasar_requests_in_flight", "kvasar_connections"] {

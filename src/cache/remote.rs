@@ -270,8 +270,9 @@ impl Writer for Remote {
                 let path = key_path(key, query.as_slice());
                 let mut request = self.request(Method::PUT, &path, Some(namespace), progress.watched(value))?;
                 if let Some(metadata) = metadata {
-                    let metadata = wire::header_text(metadata)
-                        .ok_or_else(|| Error::new(Kind::MetadataInvalid, "metadata that no header can hold"))?;
+                    let metadata = HeaderValue::from_bytes(&wire::header_text(&metadata)).map_err(|e| {
+                        Error::new(Kind::MetadataInvalid, "metadata that no header can hold").with_source(e)
+                    })?;
                     request.headers_mut().insert(wire::METADATA, metadata);
                 }
                 request

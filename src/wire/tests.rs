@@ -77,9 +77,7 @@ proptest! {
         let _ = decode_outcomes(&bytes);
         let _ = decode_control(&bytes);
         let _ = decode_controlled(&bytes);
-        if let Ok(value) = HeaderValue::from_bytes(&bytes) {
-            let _ = parse_etag(&value);
-        }
+        let _ = parse_etag(&bytes);
     }
 
     #[test]
@@ -199,6 +197,6 @@ fn that_upstream_reached_nobody_does_not_make_it_unreachable() {
 
 #[test]
 fn metadata_that_a_header_cannot_hold_travels_as_the_same_json() {
-    let value = header_text(Bytes::from_static(b"{\n\t\"a\":\"\x7f\xc3\xa9\"}")).unwrap();
-    assert_eq!(value.as_bytes(), b"{  \"a\":\"\\u007f\xc3\xa9\"}");
+    let value = header_text(b"{\n\t\"a\":\"\x7f\xc3\xa9\"}");
+    assert_eq!(&value[..], b"{  \"a\":\"\\u007f\xc3\xa9\"}");
 }
