@@ -44,6 +44,11 @@ impl Search {
             }
             self.any_line |= !empty;
         }
+        // Whoever speaks something else, such as TLS, need not wait for the deadline.
+        let begins_well = |first: &u8| self.any_line || matches!(first, b'\r' | b'A'..=b'Z' | b'a'..=b'z');
+        if !arrived.get(self.line_start).is_none_or(begins_well) {
+            return Err(MALFORMED);
+        }
         if arrived.len() > HEAD_BYTES_MAX { Err(too_long(arrived)) } else { Ok(None) }
     }
 }
@@ -252,6 +257,13 @@ mod tests {
     fn a_line_ends_with_a_return_and_a_line_feed() {
         for bytes in ["GET / HTTP/1.1\n", "\n", "GET / HTTP/1.1\r\nHost: a\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\n"] {
             assert_eq!(Search::default().end(bytes.as_bytes()), Err(MALFORMED), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_no_request_is_refused_at_its_first_byte() {
+        for bytes in [b"\x16\x03\x01", b"\xff\xff\xff", b"\r\n\0", b" GE"] {
+            assert_eq!(Search::default().end(bytes), Err(MALFORMED));
         }
     }
 
