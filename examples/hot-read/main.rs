@@ -38,6 +38,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const VALUE: &[u8] = &[b'x'; 1024];
 const SECRET: &str = "kvs_a-token-as-long-as-those-that-are-given-out-here";
 
+#[expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 fn main() {
     let count = std::env::args().nth(1).and_then(|count| count.parse().ok()).expect("usage: hot-read COUNT");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime is made");

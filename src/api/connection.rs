@@ -104,7 +104,7 @@ struct Connection<H, W> {
 enum Next {
     /// It is answered already, but for the end of its head and its value.
     Hot(HotAnswer, Asked),
-    Handle(http::Request<()>, head::Framing, Asked),
+    Handle(Box<http::Request<()>>, head::Framing, Asked),
 }
 
 /// What an answer has to know of its request.
@@ -134,7 +134,7 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
                 Ok(Next::Handle(request, framing, asked)) => {
                     reader.arrived.advance(length);
                     // In a box, so that a connection that waits, or reads what is hot, stays small.
-                    match Box::pin(self.handle(reader, request, framing, asked)).await? {
+                    match Box::pin(self.handle(reader, *request, framing, asked)).await? {
                         Some(next) => reader = next,
                         None => return Ok(()),
                     }
@@ -203,7 +203,7 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
             return Ok(Next::Hot(answer, asked));
         }
         self.out.clear();
-        Ok(Next::Handle(head.to_request()?, head.framing, asked))
+        Ok(Next::Handle(Box::new(head.to_request()?), head.framing, asked))
     }
 
     async fn answer_hot(&mut self, answer: HotAnswer, asked: Asked) -> io::Result<()> {

@@ -176,11 +176,11 @@ async fn accept<H: Handler>(listener: TcpListener, server: Arc<Server<H>>) {
             Ok((stream, place)) => {
                 // Without it answers are only later, not wrong.
                 let _ = stream.set_nodelay(true);
-                let served = match &context.threads {
-                    None => Ok(drop(context.tasks.spawn(connection(stream, place, Arc::clone(&server))))),
-                    Some(threads) => hand_over(stream, place, &server, threads),
+                let Some(threads) = &context.threads else {
+                    context.tasks.spawn(connection(stream, place, Arc::clone(&server)));
+                    continue;
                 };
-                if let Err(error) = served {
+                if let Err(error) = hand_over(stream, place, &server, threads) {
                     tracing::warn!(listener = server.name, %error, "a connection could not be handed to its thread");
                 }
             }
