@@ -47,6 +47,11 @@ mod tables {
     pub mod workerd;
 }
 
+use std::{
+    path::{Path, PathBuf},
+    process::{Command as Process, Stdio, exit},
+};
+
 use clap::{Parser, Subcommand};
 
 use options::Options;
@@ -119,8 +124,15 @@ enum Command {
         #[command(subcommand)]
         part: Option<cache_policy::Part>,
     },
-    /// All that compare, one after the other, each in a process of its own
-    All,
+    /// Many tables, one after the other, each in a process of its own
+    All {
+        /// These commands; those that say what reads, writes and what is held cost unless said
+        #[arg(long, value_delimiter = ',')]
+        tables: Vec<String>,
+        /// Also put what each prints between its marks in this document
+        #[arg(long, value_name = "FILE.md")]
+        into: Option<PathBuf>,
+    },
     /// One of the least servers, which others are measured against
     #[command(hide = true)]
     Respond { kind: responder::Kind, length: usize },
@@ -132,7 +144,7 @@ fn main() {
         Command::Respond { kind, length } => return responder::run(*kind, *length),
         Command::CacheMemory { part } => return cache_memory::run(part.as_ref()),
         Command::CachePolicy { part } => return cache_policy::run(part.as_ref()),
-        Command::All => return all(),
+        Command::All { tables, into } => return all(tables, into.as_deref(), &options),
         _ => {}
     }
     println!("{}\n", machine::describe());
@@ -158,14 +170,14 @@ fn main() {
             Command::Ages => ages::run().await,
             Command::Followers { count } => followers::run(count).await,
             Command::Kills { rounds, seed } => kills::run(rounds, seed).await,
-            Command::Respond { .. } | Command::CacheMemory { .. } | Command::CachePolicy { .. } | Command::All => {
+            Command::Respond { .. } | Command::CacheMemory { .. } | Command::CachePolicy { .. } | Command::All { .. } => {
                 unreachable!("they ran above")
             }
         }
     });
 }
 
-/// Those that say what a read, a write and what is held cost; the others take long, and say what is right rather than what it costs.
+/// Those that say what a read, a write and what is held cost; the others say what is right rather than what it costs.
 const ALL: [&str; 17] = [
     "hot-read",
     "absent",
@@ -182,24 +194,29 @@ const ALL: [&str; 17] = [
     "large-values",
     "memory",
     "start-up",
+    "cache-memory",
     "cache-policy",
-    "visibility",
 ];
 
 /// Runs this program again for each, with the same options: each begins with its own cores, memory and folders.
-fn all() {
+fn all(tables: &[String], into: Option<&Path>, options: &Options) {
     let this = std::env::current_exe().expect("this program is a file");
+    let all: Vec<String> = if tables.is_empty() { ALL.map(str::to_owned).to_vec() } else { tables.to_vec() };
     let mut failed = Vec::new();
-    for table in ALL {
-        println!("## {table}\n");
-        let options = std::env::args().skip(1).filter(|argument| argument != "all");
-        let status = std::process::Command::new(&this).arg(table).args(options).status();
-        if !status.expect("this program runs").success() {
-            failed.push(table);
+    for table in all {
+        let mut command = Process::new(&this);
+        command.arg(&table).args(options.arguments()).stderr(Stdio::inherit());
+        let output = command.output().expect("this program runs");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        println!("## {table}\n\n{printed}");
+        match into {
+            _ if !output.status.success() => failed.push(table),
+            Some(document) => report::put_into(document, &table, &printed),
+            None => {}
         }
     }
     if !failed.is_empty() {
         eprintln!("failed: {}", failed.join(", "));
-        std::process::exit(1);
+        exit(1);
     }
 }

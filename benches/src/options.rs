@@ -51,6 +51,21 @@ impl Options {
         self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
     }
 
+    /// As arguments again, for another process of this program.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--rounds={}", self.rounds),
+            format!("--seconds={}", self.seconds),
+            format!("--connections={}", self.connections),
+            format!("--server-core={}", self.server_core),
+            format!("--load-core={}", self.load_core),
+        ];
+        arguments.extend(self.quick.then(|| "--quick".to_owned()));
+        arguments.extend((!self.only.is_empty()).then(|| format!("--only={}", self.only.join(","))));
+        arguments.extend(self.charts.iter().map(|folder| format!("--charts={}", folder.display())));
+        arguments
+    }
+
     /// A file for a chart, if charts are wanted.
     pub fn chart(&self, name: &str) -> Option<PathBuf> {
         let folder: &Path = self.charts.as_deref()?;

@@ -52,6 +52,20 @@ pub fn grouped(figure: f64, digits: usize) -> String {
     grouped + rest
 }
 
+/// Puts what a command printed between the marks of its name in a document, in place of what an earlier run printed.
+pub fn put_into(document: &Path, name: &str, printed: &str) {
+    let shown = document.display();
+    let text = std::fs::read_to_string(document).unwrap_or_else(|e| panic!("reading {shown}: {e}"));
+    let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->\n"));
+    let places = text.find(&start).map(|at| at + start.len()).zip(text.find(&end));
+    let Some((from, to)) = places else {
+        eprintln!("{shown} has no marks for {name}");
+        return;
+    };
+    let text = format!("{}{}\n\n{}", &text[..from], printed.trim_end(), &text[to..]);
+    std::fs::write(document, text).unwrap_or_else(|e| panic!("writing {shown}: {e}"));
+}
+
 const COLORS: [RGBColor; 4] =
     [RGBColor(31, 119, 180), RGBColor(160, 160, 160), RGBColor(255, 127, 14), RGBColor(44, 160, 44)];
 
@@ -77,6 +91,7 @@ pub fn bars(file: &Path, title: &str, unit: &str, bars: &[(String, f64)]) -> Res
         .y_labels(0)
         .x_labels(8)
         .x_desc(unit)
+        .max_light_lines(0)
         .label_style(("sans-serif", 13))
         .draw()?;
     for (index, (name, figure)) in bars.iter().enumerate() {

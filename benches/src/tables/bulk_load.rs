@@ -10,6 +10,7 @@ use crate::{
     chance::Chance,
     client::Client,
     process::{MIB, Server, memory},
+    report::{Table, grouped},
 };
 use hyper::Method;
 use serde_json::Value;
@@ -44,12 +45,21 @@ pub async fn run() {
     let made = ask(&client, Method::POST, &namespaces, r#"{"title": "load"}"#.to_owned()).await;
     let namespace: Arc<str> = format!("{namespaces}/{}", made["result"]["id"].as_str().expect("an id")).into();
 
-    load(&client, &namespace, "small", SMALL_KEYS, SMALL_BYTES).await;
-    show_memory(&server).await;
-    load(&client, &namespace, "large", LARGE_KEYS, LARGE_BYTES).await;
-    show_memory(&server).await;
-    list(&client, &namespace).await;
-    list(&client, &namespace).await;
+    let mut table = Table::new(["", "in all", "the slowest request", "memory: now, peak", "the tier's own count"]);
+    for (kind, keys, length) in [("small", SMALL_KEYS, SMALL_BYTES), ("large", LARGE_KEYS, LARGE_BYTES)] {
+        let mut row = load(&client, &namespace, kind, keys, length).await;
+        row.extend(shown_memory(&server).await);
+        table.row(row);
+    }
+    println!("### Loading through REST, {CONCURRENCY} requests at a time\n");
+    table.print();
+    let mut table = Table::new(["", "pages", "a page: p50, p99, max ms", "all of them"]);
+    for turn in ["listed", "listed again"] {
+        let mut row = vec![turn.to_owned()];
+        row.extend(list(&client, &namespace).await);
+        table.row(row);
+    }
+    table.print();
 }
 
 /// The answer of the API, which has to be a success.
@@ -64,7 +74,8 @@ fn key(kind: &str, number: usize) -> String {
     format!("{kind}/{number:08}")
 }
 
-async fn load(client: &Client, namespace: &Arc<str>, kind: &'static str, keys: usize, length: usize) {
+/// The cells of a row.
+async fn load(client: &Client, namespace: &Arc<str>, kind: &'static str, keys: usize, length: usize) -> Vec<String> {
     // What JSON adds to each value: brackets, names, quotes, the key.
     let entry_bytes = length + 48;
     let per_request = ENTRIES_MAX.min(BODY_BYTES_MAX / entry_bytes);
@@ -90,12 +101,15 @@ async fn load(client: &Client, namespace: &Arc<str>, kind: &'static str, keys: u
         longest = longest.max(took.expect("a request succeeds"));
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "{keys} keys of {length} bytes: {seconds:.1} s, {:.0} keys/s, {:.1} MiB/s; {per_request} entries a request, the slowest {:.2} s",
-        keys as f64 / seconds,
-        (keys * length) as f64 / MIB / seconds,
-        longest.as_secs_f64()
-    );
+    vec![
+        format!("{keys} keys of {length} bytes, {per_request} in a request"),
+        format!(
+            "{seconds:.1} s, {} keys/s, {:.0} MiB/s",
+            grouped(keys as f64 / seconds, 0),
+            (keys * length) as f64 / MIB / seconds
+        ),
+        format!("{:.2} s", longest.as_secs_f64()),
+    ]
 }
 
 fn body(kind: &str, numbers: std::ops::Range<usize>, length: usize) -> String {
@@ -111,7 +125,7 @@ fn body(kind: &str, numbers: std::ops::Range<usize>, length: usize) -> String {
     body
 }
 
-async fn list(client: &Client, namespace: &str) {
+async fn list(client: &Client, namespace: &str) -> [String; 3] {
     let mut times = Vec::new();
     let (mut cursor, mut names, mut last) = (String::new(), 0, String::new());
     let start = Instant::now();
@@ -135,18 +149,15 @@ async fn list(client: &Client, namespace: &str) {
     assert_eq!(names, SMALL_KEYS + LARGE_KEYS);
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1000.0;
-    println!(
-        "listing {names} keys: {} pages, p50 {:.2} ms, p99 {:.2} ms, the slowest {:.2} ms; the whole listing {:.2} s",
-        times.len(),
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        took.as_secs_f64()
-    );
+    [
+        times.len().to_string(),
+        format!("{:.2}, {:.2}, {:.2}", at(0.5), at(0.99), at(1.0)),
+        format!("{} keys in {:.2} s", grouped(names as f64, 0), took.as_secs_f64()),
+    ]
 }
 
 /// What the process takes beside what its cache says that it holds.
-async fn show_memory(server: &Server) {
+async fn shown_memory(server: &Server) -> [String; 2] {
     let url = format!("{}/metrics", server.text("/admin"));
     let metrics = Client::new(Vec::new()).ask(Method::GET, &url, "").await;
     let metrics = String::from_utf8(metrics.to_vec()).expect("metrics are text");
@@ -155,11 +166,16 @@ async fn show_memory(server: &Server) {
         line.and_then(|figure| figure.parse::<f64>().ok())
             .unwrap_or_else(|| panic!("the metrics have no {name} of the centre"))
     };
-    println!(
-        "memory: now {:.0} MiB, peak {:.0} MiB; the tier holds {:.0} entries, {:.0} MiB by its own count",
-        memory(server.id(), "VmRSS") as f64 / MIB,
-        memory(server.id(), "VmHWM") as f64 / MIB,
-        figure("kvasar_cache_entries"),
-        figure("kvasar_cache_held_bytes") / MIB
-    );
+    [
+        format!(
+            "{:.0} MiB, {:.0} MiB",
+            memory(server.id(), "VmRSS") as f64 / MIB,
+            memory(server.id(), "VmHWM") as f64 / MIB
+        ),
+        format!(
+            "{} entries, {:.0} MiB",
+            grouped(figure("kvasar_cache_entries"), 0),
+            figure("kvasar_cache_held_bytes") / MIB
+        ),
+    ]
 }

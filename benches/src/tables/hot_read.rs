@@ -11,7 +11,7 @@ use crate::{
     load::{HeldBack, Round, Target, once, round},
     options::Options,
     peers::{self, Peer},
-    process::{keep_to_cores, median},
+    process::{keep_to_cores, median, tree_time},
     report::{Table, bars, grouped, spread},
     responder::Kind,
 };
@@ -72,13 +72,16 @@ pub struct Arguments {
     /// All of them unless said
     #[arg(long, value_delimiter = ',')]
     cases: Vec<Case>,
+    /// Ask once more with wrk, to see whether our own load tells the truth
+    #[arg(long)]
+    wrk: bool,
 }
 
 pub async fn run(arguments: &Arguments, options: &Options) {
     keep_to_cores(&options.load_core.to_string());
     let cases = if arguments.cases.is_empty() { &Case::ALL[..] } else { &arguments.cases };
     for case in cases {
-        measure(*case, options).await;
+        measure(*case, arguments.wrk, options).await;
     }
 }
 
@@ -178,18 +181,51 @@ impl Field {
     }
 }
 
-async fn measure(case: Case, options: &Options) {
+async fn measure(case: Case, wrk: bool, options: &Options) {
     let values = Values::new(case.bytes());
     let field = field(case.keys(), &values, options).await;
     println!("### {}\n", case.title());
     let rounds = rounds(&field.targets, options);
     print(&field.targets, &rounds);
+    if wrk {
+        println!("The same as wrk sees it:\n");
+        let mut table = Table::new(["", "CPU us per request", "requests/s"]);
+        for target in field.targets.iter().filter(|target| !matches!(target.expected, Expected::RedisValue { .. })) {
+            let (micros, per_second) = as_wrk_sees(target, options);
+            table.row([target.name.clone(), grouped(micros, 2), grouped(per_second, 0)]);
+        }
+        table.print();
+    }
     if let Some(file) = options.chart(case.slug()) {
         let figures = field.targets.iter().zip(&rounds).map(|(target, rounds)| (target.name.clone(), micros(rounds)));
         let figures: Vec<_> = figures.collect();
         bars(&file, &case.title(), "CPU microseconds per request, user and system", &figures)
             .expect("a chart is drawn");
     }
+}
+
+/// wrk's requests for one key, on as many connections from the load's core: time per request and requests a second.
+fn as_wrk_sees(target: &Target, options: &Options) -> (f64, f64) {
+    let mut request = Vec::new();
+    target.request.write(0, &mut request);
+    let request = String::from_utf8(request).expect("a request for a value is text");
+    let mut lines = request.lines();
+    let path = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a request has a path");
+    let mut command = std::process::Command::new("wrk");
+    command.args(["-t1", &format!("-c{}", options.connections), &format!("-d{}s", options.round().as_secs().max(1))]);
+    for header in lines.filter(|line| !line.is_empty() && !line.starts_with("Host:")) {
+        command.args(["-H", header]);
+    }
+    let times = || target.servers.iter().map(|id| tree_time(*id)).sum::<Duration>();
+    let before = times();
+    let output = command.arg(format!("http://{}{path}", target.address)).output().expect("wrk runs; else run ./peers");
+    let spent = times().saturating_sub(before);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{text}");
+    let count = text.lines().find_map(|line| line.trim().split_once(" requests in ")?.0.parse::<f64>().ok());
+    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")?.trim().parse().ok());
+    let (count, rate) = count.zip(rate).unwrap_or_else(|| panic!("wrk said no figures: {text}"));
+    (spent.as_secs_f64() * 1e6 / count, rate)
 }
 
 /// Gives each its turn, again and again.
