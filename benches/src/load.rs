@@ -63,6 +63,17 @@ impl Round {
     }
 }
 
+/// Says so, if the load of some rounds was so late by itself that the latencies are more the machine's than the servers'.
+pub fn warn_if_late(rounds: &[&Round]) {
+    let late: Vec<f64> = rounds.iter().map(|round| round.late.value_at_quantile(0.99) as f64 / 1e6).collect();
+    let most = late.iter().copied().fold(0.0, f64::max);
+    if most > 0.5 {
+        println!(
+            "The load itself was late by up to {most:.1} ms (p99 of a round): others used its core, and these latencies are the machine's.\n"
+        );
+    }
+}
+
 /// What kept a server from answering more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum HeldBack {
@@ -98,7 +109,12 @@ pub fn open(parts: &[Part<'_>], length: Duration) -> Vec<Round> {
 
 /// Asks for each of the keys from 0 on once, to have a server hold them.
 pub fn once(target: &Target, count: u32) {
-    let warm = Target { keys: Keys::Counting(0), ..target.clone() };
+    once_from(target, 0, count);
+}
+
+/// The same for so many keys from that one on.
+pub fn once_from(target: &Target, first: u32, count: u32) {
+    let warm = Target { keys: Keys::Counting(first), ..target.clone() };
     let mut load = Load::connect(&[(&warm, 32)]);
     load.parts[0].count = Some(u64::from(count));
     load.closed(Instant::now() + Duration::from_secs(600));

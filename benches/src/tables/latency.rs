@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::{
     ask::Values,
-    load::{Part, Round, open, round},
+    load::{Part, Round, open, round, warn_if_late},
     options::Options,
     process::{keep_to_cores, median},
     report::{Table, bars, grouped, spread},
@@ -50,6 +50,7 @@ pub async fn run(options: &Options) {
         figures.push((target.name.clone(), median(&micros(0.99))));
     }
     table.print();
+    warn_if_late(&rounds.iter().flatten().collect::<Vec<_>>());
     if let Some(file) = options.chart("latency") {
         bars(&file, TITLE, "p99 in microseconds, from when each request was due", &figures).expect("a chart is drawn");
     }

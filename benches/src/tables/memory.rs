@@ -8,7 +8,7 @@ use crate::{
     chain::Chain,
     client::Client,
     kvasar::write_many,
-    load::{Target, once},
+    load::{Target, once_from},
     options::Options,
     process::{MIB, keep_to_cores, memory},
     report::{Table, grouped},
@@ -53,7 +53,7 @@ pub async fn run(options: &Options) {
         "beside key and value, bytes an entry added",
     ]);
     for step in 1..=steps {
-        once(&target, step * STEP);
+        once_from(&target, (step - 1) * STEP, STEP);
         let metrics = Client::new(Vec::new());
         let url = format!("{}/metrics", chain.centre.server.text("/admin"));
         let text = metrics.ask(hyper::Method::GET, &url, "").await;

@@ -5,7 +5,7 @@
 use crate::{
     ask::{Expected, KEY, Keys, Request, Values},
     kvasar::{Kvasar, More},
-    load::{Part, Round, Target, once, open},
+    load::{Part, Round, Target, once, open, warn_if_late},
     options::Options,
     process::{keep_to_cores, median},
     report::{Table, grouped, spread},
@@ -69,6 +69,7 @@ pub async fn run(arguments: &Arguments, options: &Options) {
         ]);
     }
     table.print();
+    warn_if_late(&quiet.iter().chain(&busy).collect::<Vec<_>>());
     let p99 = |rounds: &[Round]| {
         median(&rounds.iter().map(|round| round.latency.value_at_quantile(0.99) as f64).collect::<Vec<_>>())
     };
