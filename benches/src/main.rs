@@ -170,7 +170,10 @@ fn main() {
             Command::Ages => ages::run().await,
             Command::Followers { count } => followers::run(count).await,
             Command::Kills { rounds, seed } => kills::run(rounds, seed).await,
-            Command::Respond { .. } | Command::CacheMemory { .. } | Command::CachePolicy { .. } | Command::All { .. } => {
+            Command::Respond { .. }
+            | Command::CacheMemory { .. }
+            | Command::CachePolicy { .. }
+            | Command::All { .. } => {
                 unreachable!("they ran above")
             }
         }

@@ -43,7 +43,7 @@ impl Server {
         let log = fs::File::options().create(true).append(true).open(folder.join("server.log")).expect("a log is made");
         let mut command = match cores {
             Some(cores) => on_cores(cores, &binary()),
-            None => Command::new(binary()),
+            None => ended_with_this(&[&binary()]),
         };
         command.args(arguments).arg("--ready-file").arg(&ready_file).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file is shared")).stderr(log);
@@ -154,10 +154,15 @@ pub fn keep_to_cores(cores: &str) {
     assert!(status.expect("taskset runs").success());
 }
 
-/// A command that will keep to these cores, and that the system ends when this process ends without having done so.
+/// A command that will keep to these cores.
 pub fn on_cores(cores: &str, program: &str) -> Command {
+    ended_with_this(&["taskset", "-c", cores, program])
+}
+
+/// A command that the system ends when this process ends without having done so.
+fn ended_with_this(program: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "taskset", "-c", cores, program]);
+    command.args(["--pdeathsig", "TERM"]).args(program);
     command
 }
 

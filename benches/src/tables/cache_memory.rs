@@ -109,7 +109,7 @@ impl Lengths {
         match self {
             Lengths::Small => 100,
             Lengths::Kibibyte => 1024,
-            Lengths::Mixed if chance.draw() % 1000 == 0 => 2 << 20,
+            Lengths::Mixed if chance.draw().is_multiple_of(1000) => 2 << 20,
             Lengths::Mixed => {
                 let doubling = 50usize << (chance.draw() % 12);
                 (doubling + (chance.draw() as usize) % doubling).min(256 << 10)
