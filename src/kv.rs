@@ -31,6 +31,12 @@ pub trait Source: Send + Sync + 'static {
     /// [`Source::get`]". The key's bytes are not checked: what is no legal key is held by nobody.
     fn held(&self, namespace: NamespaceId, key: &[u8], read: &Read) -> Option<Hit>;
 
+    /// A count that stays the same while nothing of the reserved namespace changes, as far as this source has heard: what was
+    /// [held](Source::held) of it is then still so, and only older. `None` from one that can't tell.
+    fn control_changes(&self) -> Option<u64> {
+        None
+    }
+
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer>;
 
     /// One page of names in byte order, always answered by an origin.

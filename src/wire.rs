@@ -146,6 +146,8 @@ impl FieldsMut for HeaderMap {
 /// The text of a head.
 impl FieldsMut for Vec<u8> {
     fn put(&mut self, name: &'static str, value: &[u8]) {
+        // Once, not for each part.
+        self.reserve(name.len() + value.len() + 4);
         self.extend_from_slice(name.as_bytes());
         self.extend_from_slice(b": ");
         self.extend_from_slice(value);

@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         Account, AccountId, Answer, Key, Namespace, NamespaceId, Read, Rights, Source, State, Token, TokenHash,
-        Version, kept::Kept, reserved,
+        Version, kept::Hit, reserved,
     },
 };
 
@@ -93,7 +93,7 @@ impl Auth {
             return Some(Entry { namespace: namespace?, by: None });
         }
         let token_key = reserved::token(&hash);
-        let record = self.held(&token_key)?;
+        let record = self.held(&token_key)?.kept;
         let token = self.token(record.metadata()?, &hash).ok()?;
         let namespace = namespace.or_else(|| token.only_namespace())?;
         token.check(right).and_then(|()| token.check_covers(namespace)).ok()?;
@@ -104,15 +104,40 @@ impl Auth {
             version: record.version(),
             expires: token.token.expires,
             namespace: namespace_key,
+            checked: None,
         };
         Some(Entry { namespace, by: Some(by) })
     }
 
-    /// Whether what was found is still so: the same version of the token is held, and the namespace is there.
-    pub fn still(&self, entry: &Entry) -> bool {
-        let Some(by) = &entry.by else { return true };
-        let same_token = self.held(&by.key).is_some_and(|record| record.version() == by.version);
-        same_token && !self.is_over(by.expires) && self.held(&by.namespace).is_some()
+    /// Whether what was found is still so: the same version of the token is held, and the namespace is there. That is looked up anew when either has changed
+    /// since the last look, or has grown so old that it is time to renew it.
+    pub fn still(&self, entry: &mut Entry) -> bool {
+        let Some(by) = &mut entry.by else { return true };
+        if self.is_over(by.expires) {
+            return false;
+        }
+        // Before the looks: what changes while they are made counts as changed since.
+        let changes = self.source.control_changes();
+        let now = self.clock.now();
+        if let (Some(changes), Some(checked)) = (changes, &by.checked)
+            && checked.changes == changes
+            && now < checked.good_until
+        {
+            return true;
+        }
+        by.checked = None;
+        let (Some(token), Some(namespace)) = (self.held(&by.key), self.held(&by.namespace)) else { return false };
+        if token.kept.version() != by.version {
+            return false;
+        }
+        let good_until = self.good_until(&token, now).min(self.good_until(&namespace, now));
+        by.checked = changes.map(|changes| Checked { changes, good_until });
+        true
+    }
+
+    /// Until when a record need not be looked up again: half the age that it may reach, so that whoever looks it up then has it renewed in time.
+    fn good_until(&self, hit: &Hit, now: Moment) -> Moment {
+        (now + (self.max_age / 2).saturating_sub(hit.age)).min(hit.kept.expires_at())
     }
 
     /// Whether two credentials, as they were sent, are the same.
@@ -121,10 +146,9 @@ impl Auth {
     }
 
     /// A reserved record that is there, by memory alone.
-    fn held(&self, key: &Key) -> Option<Kept> {
+    fn held(&self, key: &Key) -> Option<Hit> {
         let read = Read { max_age: self.max_age, ..Read::default() };
-        let hit = self.source.held(NamespaceId::RESERVED, key.as_bytes(), &read)?;
-        Some(hit.kept).filter(Kept::is_present)
+        self.source.held(NamespaceId::RESERVED, key.as_bytes(), &read).filter(|hit| hit.kept.is_present())
     }
 
     /// Whether the identity may do this in that namespace, which then exists.
@@ -189,6 +213,14 @@ struct EntryToken {
     expires: Option<u64>,
     /// The namespace's record.
     namespace: Key,
+    checked: Option<Checked>,
+}
+
+/// A look at a token and a namespace that found both as they were.
+struct Checked {
+    /// By [`Source::control_changes`].
+    changes: u64,
+    good_until: Moment,
 }
 
 impl Token {

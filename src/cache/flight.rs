@@ -261,6 +261,7 @@ impl Flights {
     pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Kept>) -> Option<Kept> {
         let shard = self.shard(key);
         shard.raise_floors(key, order(version, true), None);
+        self.changes(key);
         let held = self.memory.peek(key).filter(|held| held.version() < version)?;
         match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
             Some(pushed) => {
@@ -272,6 +273,13 @@ impl Flights {
                 self.memory.remove(key);
                 Some(held)
             }
+        }
+    }
+
+    /// What is not held may still be remembered elsewhere (`Source::control_changes`); what is held changes with the memory.
+    fn changes(&self, key: &EntryKey) {
+        if key.namespace == NamespaceId::RESERVED {
+            self.memory.control_changed();
         }
     }
 
@@ -291,6 +299,7 @@ impl Flights {
     pub fn raise_floor(&self, key: &EntryKey, version: Version) {
         let shard = self.shard(key);
         shard.raise_floors(key, order(version, true), None);
+        self.changes(key);
         if self.memory.peek(key).is_some_and(|held| held.version() < version) {
             self.memory.remove(key);
         }

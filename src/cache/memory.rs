@@ -26,6 +26,8 @@ pub struct Memory {
     data: Entries,
     control: Entries,
     control_absent: Entries,
+    /// Counts what may have changed what is known of tokens and namespaces.
+    control_changes: AtomicU64,
     /// Longest value that is kept, in bytes.
     value_bytes_max: u64,
 }
@@ -49,6 +51,7 @@ impl Memory {
             data: Entries::new(budget_bytes, clock),
             control: Entries::new(CONTROL_BYTES, clock),
             control_absent: Entries::new(CONTROL_ABSENT_BYTES, clock),
+            control_changes: AtomicU64::new(0),
             value_bytes_max: (budget_bytes as f64 * share_max) as u64,
         }
     }
@@ -85,6 +88,7 @@ impl Memory {
         };
         other.remove(&kept.name());
         into.insert(kept);
+        self.control_changed();
     }
 
     pub fn remove<'a>(&self, key: impl Into<Name<'a>>) {
@@ -92,6 +96,7 @@ impl Memory {
         if key.namespace == NamespaceId::RESERVED {
             self.control.remove(key);
             self.control_absent.remove(key);
+            self.control_changed();
         } else {
             self.data.remove(key);
         }
@@ -100,6 +105,16 @@ impl Memory {
     /// Drops what is older than a namespace's removal. Looks through all that is held: namespaces are seldom removed.
     pub fn remove_namespace(&self, namespace: NamespaceId, version: Version) {
         self.data.retain(|kept| kept.name().namespace != namespace || kept.version() >= version);
+    }
+
+    /// Tokens or namespaces have changed, whether they are held or not. To be called when the change has taken effect here.
+    pub fn control_changed(&self) {
+        self.control_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// As long as this stays the same, nothing that was found of tokens and namespaces has changed here; it only grows older.
+    pub fn control_changes(&self) -> u64 {
+        self.control_changes.load(Ordering::Acquire)
     }
 
     pub fn entries(&self) -> usize {
@@ -306,6 +321,21 @@ mod tests {
         }
         assert!(memory.get(&token).is_some());
         assert!(memory.control_absent.bytes() <= CONTROL_ABSENT_BYTES && memory.bytes() <= 1 << 20);
+    }
+
+    #[test]
+    fn changes_of_tokens_and_namespaces_are_counted_and_others_are_not() {
+        let memory = Memory::new(1 << 20, 0.1, &ManualClock::shared());
+        let (reserved, other) = (key(NamespaceId::RESERVED, 1), key(NamespaceId::from_u128(5), 1));
+        memory.insert(kept(&other, 1, 10));
+        memory.remove(&other);
+        assert_eq!(memory.control_changes(), 0);
+        memory.insert(kept(&reserved, 1, 10));
+        let before = memory.control_changes();
+        assert!(memory.get(&reserved).is_some());
+        assert_eq!(memory.control_changes(), before);
+        memory.remove(&reserved);
+        assert_ne!(memory.control_changes(), before);
     }
 
     #[test]

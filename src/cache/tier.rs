@@ -93,6 +93,10 @@ impl Source for Tier {
         Some(hit)
     }
 
+    fn control_changes(&self) -> Option<u64> {
+        Some(self.memory().control_changes())
+    }
+
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
         if let Some(asker) = read.asker {
             self.0.feed.note(asker, namespace, key.as_bytes());

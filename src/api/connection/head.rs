@@ -30,8 +30,9 @@ pub struct Search {
 impl Search {
     /// The length of the head that `arrived` begins with, once it is whole. Looks at each byte once, but for those of the last line.
     pub fn end(&mut self, arrived: &[u8]) -> Result<Option<usize>, Refused> {
-        while let Some(length) = memchr::memchr(b'\n', &arrived[self.line_start..]) {
-            let end = self.line_start + length;
+        let start = self.line_start;
+        for end in memchr::memchr_iter(b'\n', &arrived[start..]).map(|end| start + end) {
+            let length = end - self.line_start;
             if length == 0 || arrived[end - 1] != b'\r' {
                 return Err(MALFORMED);
             }
