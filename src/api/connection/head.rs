@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_head_is_found_wherever_it_is_cut() {
-        let head = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let head = b"\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let arriving = [head.as_slice(), b"GET /next HTTP/1.1\r\n"].concat();
         for piece in [1, 2, 7, 100] {
             let mut search = Search::default();
