@@ -109,7 +109,8 @@ enum Command {
     },
     /// Killed processes under load
     Kills {
-        #[arg(default_value_t = 50)]
+        // `rounds` by itself is the option that all share.
+        #[arg(id = "kills", value_name = "ROUNDS", default_value_t = 50)]
         rounds: u64,
         #[arg(default_value_t = 1)]
         seed: u64,
