@@ -349,6 +349,7 @@ impl Running {
         if finished.is_err() {
             tracing::warn!(deadline = ?self.shutdown_deadline, "requests were still under way at the deadline; they are broken off");
         }
+        self.threads.end();
         if let Some(origin) = self.origin {
             origin.close().await;
         }

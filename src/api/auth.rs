@@ -88,7 +88,7 @@ impl Auth {
     /// What a credential opens, if memory knows it: the same as [`Auth::identify`] and [`Auth::namespace`] find, without a wait. `None` says nothing
     /// but "ask those". Without a namespace it is the only one that the token covers.
     pub fn enter_held(&self, authorization: &[u8], namespace: Option<NamespaceId>, right: Rights) -> Option<Entry> {
-        let hash = hash(bearer(std::str::from_utf8(authorization).ok()?)?);
+        let hash = hash(bearer(std::str::from_utf8(authorization).ok().filter(|text| text.is_ascii())?)?);
         if self.cluster_secret.as_ref().is_some_and(|cluster| same(cluster, &hash)) {
             return Some(Entry { namespace: namespace?, by: None });
         }

@@ -4,6 +4,7 @@
 //! refused upload is read to its end, within a bound.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     pin::Pin,
     sync::{
@@ -253,12 +254,7 @@ impl Binding {
         }
         let room = self.buffers.try_take(length)?;
         let value = entry.value.collect(limits::VALUE_BYTES_MAX).await?;
-        let value = match as_json {
-            true => json::check(&value).map(|text| value.slice_ref(text.as_bytes())).ok_or_else(|| {
-                Error::bad_request("At least one of the requested keys corresponds to a non-json value")
-            })?,
-            false => value,
-        };
+        let value = apart(value, as_json).await?;
         Ok(Some(Found { value, metadata: entry.metadata, room }))
     }
 
@@ -315,6 +311,33 @@ impl Binding {
             Identity::Token(_) => Err(Error::new(Kind::Forbidden, "Forbidden")),
         }
     }
+}
+
+/// How long a value may be for work on it to be done between two reads that wait for the same thread.
+const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
+
+/// A value as text, or as JSON if it has to be. Other connections have their turn meanwhile: a bulk get of what memory holds would not wait for
+/// anything by itself.
+async fn apart(value: Bytes, as_json: bool) -> Result<Bytes> {
+    if value.len() <= AT_ONCE_BYTES_MAX {
+        tokio::task::yield_now().await;
+        return text(value, as_json);
+    }
+    let working = tokio::task::spawn_blocking(move || text(value, as_json));
+    working.await.map_err(|e| Error::internal("checking a value of a bulk get").with_source(e))?
+}
+
+fn text(value: Bytes, as_json: bool) -> Result<Bytes> {
+    if as_json {
+        return json::check(&value)
+            .map(|text| value.slice_ref(text.as_bytes()))
+            .ok_or_else(|| Error::bad_request("At least one of the requested keys corresponds to a non-json value"));
+    }
+    // What is not UTF-8 in it is replaced.
+    Ok(match String::from_utf8_lossy(&value) {
+        Cow::Borrowed(_) => value,
+        Cow::Owned(text) => Bytes::from(text),
+    })
 }
 
 /// Longest bodies of what tiers send each other: a batch with its framing, and a control change.
@@ -392,7 +415,7 @@ fn bulk_body(
                 let metadata = found.metadata.unwrap_or_else(|| Bytes::from_static(b"null"));
                 let value = match as_json {
                     true => Pieces::Json { json: Some(found.value), _room: Some(found.room) },
-                    false => Pieces::text(found.value, found.room),
+                    false => Pieces::Text { text: found.value, at: 0, _room: found.room },
                 };
                 (value, with_metadata.then_some(metadata))
             }
@@ -411,7 +434,7 @@ enum Pieces {
         json: Option<Bytes>,
         _room: Option<Taken>,
     },
-    /// Text of which this much has been given out; its quotes are given out around it.
+    /// UTF-8 of which this much has been given out; its quotes are given out around it.
     Text {
         text: Bytes,
         at: usize,
@@ -423,17 +446,6 @@ enum Pieces {
 /// How much of a text is escaped at once.
 const PIECE_BYTES: usize = 32 * 1024;
 
-impl Pieces {
-    /// The value as text; what is not UTF-8 in it is replaced.
-    fn text(value: Bytes, room: Taken) -> Pieces {
-        let text = match String::from_utf8_lossy(&value) {
-            std::borrow::Cow::Borrowed(_) => value,
-            std::borrow::Cow::Owned(text) => Bytes::from(text),
-        };
-        Pieces::Text { text, at: 0, _room: room }
-    }
-}
-
 impl Iterator for Pieces {
     type Item = Bytes;
 
@@ -442,12 +454,17 @@ impl Iterator for Pieces {
             Pieces::End => None,
             Pieces::Json { json, .. } => json.take(),
             Pieces::Text { text, at, .. } => {
-                let whole = std::str::from_utf8(&text[*at..]).expect("it was made text, and is cut between characters");
-                let (piece, _) = whole.split_at(whole.floor_char_boundary(PIECE_BYTES));
+                let mut end = text.len().min(*at + PIECE_BYTES);
+                // Not within a character.
+                while text.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
+                    end -= 1;
+                }
+                let piece =
+                    std::str::from_utf8(&text[*at..end]).expect("it was made text, and is cut between characters");
                 let mut quoted = Vec::with_capacity(piece.len() + 2);
                 json::push_string(&mut quoted, piece);
-                let (first, last) = (*at == 0, piece.len() == whole.len());
-                *at += piece.len();
+                let (first, last) = (*at == 0, end == text.len());
+                *at = end;
                 if last {
                     *self = Pieces::End;
                 }
@@ -663,11 +680,11 @@ mod tests {
             &"\0".repeat(PIECE_BYTES),
             &"y".repeat(PIECE_BYTES * 3),
         ] {
-            let pieces = Pieces::text(Bytes::copy_from_slice(text.as_bytes()), budget.try_take(1).unwrap());
+            let value = super::text(Bytes::copy_from_slice(text.as_bytes()), false).unwrap();
+            let pieces = Pieces::Text { text: value, at: 0, _room: budget.try_take(1).unwrap() };
             let json = pieces.collect::<Vec<_>>().concat();
             assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text);
         }
-        let pieces = Pieces::text(Bytes::from_static(b"a\xffb"), budget.try_take(1).unwrap());
-        assert_eq!(pieces.collect::<Vec<_>>().concat(), "\"a\u{fffd}b\"".as_bytes());
+        assert_eq!(super::text(Bytes::from_static(b"a\xffb"), false).unwrap(), "a\u{fffd}b");
     }
 }

@@ -158,6 +158,11 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
                 Err(refused) => return Ok(Some(Err(refused))),
                 Ok(None) => {}
             }
+            // Empty lines are no request that has begun.
+            while !search.has_begun() && reader.arrived.starts_with(b"\r\n") {
+                reader.arrived.advance(2);
+                search = Search::default();
+            }
             let begun = !reader.arrived.is_empty();
             if begun {
                 let deadline = self.server.context.limits.deadlines.head;
@@ -293,7 +298,8 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
         is_head: bool,
     ) -> io::Result<bool> {
         let (parts, body) = response.into_parts();
-        let keep_alive = keep_alive && !ends_with_connection(&body, asked);
+        // The process may have begun to end while the request was answered.
+        let keep_alive = keep_alive && !self.server.context.is_stopping() && !ends_with_connection(&body, asked);
         let framing = match &body {
             _ if matches!(parts.status, StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT) => Framing::None,
             ResponseBody::Whole(bytes) => Framing::Length(bytes.len() as u64),
@@ -448,7 +454,7 @@ impl Waiting {
         if registered && !spent && !again {
             return Poll::Pending;
         }
-        self.waker = Some(cx.waker().clone());
+        self.waker = None;
         if self.stopping.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
@@ -460,6 +466,10 @@ impl Waiting {
             }
             self.timer = clock.sleep(idle_until.since(now));
             self.fires_at = idle_until;
+        }
+        // A task that has used its turn up is told "pending" by a timer that has not even looked; then it is polled again next time.
+        if tokio::task::coop::has_budget_remaining() {
+            self.waker = Some(cx.waker().clone());
         }
         Poll::Pending
     }

@@ -29,6 +29,7 @@ use crate::{
         NamespaceId, Rights,
         kept::{Hit, Kept},
     },
+    limits,
     wire::{self, AnswerHead, Fields, StateHead},
 };
 
@@ -66,6 +67,9 @@ impl HotAnswer {
         }
     }
 }
+
+/// Longest credential that is remembered: what a connection keeps while it waits is small.
+const REMEMBERED_BYTES_MAX: usize = 512;
 
 impl Binding {
     /// The hot read, step by step.
@@ -112,7 +116,12 @@ fn enter(
     entry: &mut Option<Entry>,
 ) -> Option<NamespaceId> {
     let sent = head.field("authorization")?;
-    let named = head.field(wire::NAMESPACE).unwrap_or_default();
+    let named = match head.field(wire::NAMESPACE) {
+        None => &[][..],
+        // It is not the same as none.
+        Some([]) => return None,
+        Some(named) => named,
+    };
     if let Some(known) = entry
         && *namespace == named
         && auth.is_same(credential, sent)
@@ -124,6 +133,9 @@ fn enter(
     }
     let found = auth.enter_held(sent, namespace_of(head).ok()?, Rights::Read)?;
     let id = found.namespace;
+    if sent.len() > REMEMBERED_BYTES_MAX {
+        return Some(id);
+    }
     *entry = Some(found);
     credential.clear();
     credential.extend_from_slice(sent);
@@ -192,6 +204,10 @@ impl<'a> Target<'a> {
     {
         if !self.encoded || memchr::memchr(b'%', self.segment.as_bytes()).is_none() {
             return Some(self.segment.as_bytes());
+        }
+        if self.segment.len() > 3 * limits::KEY_BYTES_MAX {
+            // No key is as long, and the room is kept.
+            return None;
         }
         room.clear();
         percent_decode_into(self.segment.as_bytes(), false, room)?;

@@ -50,10 +50,16 @@ impl Threads {
     }
 }
 
-impl Drop for Threads {
-    /// What is still under way on them is broken off.
-    fn drop(&mut self) {
+impl Threads {
+    /// Ends the threads. What is still under way on them is broken off.
+    pub fn end(&self) {
         self.ended.cancel();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

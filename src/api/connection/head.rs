@@ -54,6 +54,13 @@ impl Search {
     }
 }
 
+impl Search {
+    /// Whether more than empty lines has arrived, as far as has been looked.
+    pub fn has_begun(&self) -> bool {
+        self.any_line
+    }
+}
+
 fn too_long(arrived: &[u8]) -> Refused {
     if arrived.iter().take(METHOD_BYTES_MAX + 1).all(|byte| *byte != b' ') {
         return MALFORMED;
@@ -121,7 +128,7 @@ impl<'a> Head<'a> {
 
     /// Reads the fields that are about the connection; answers what follows the head.
     fn check(&mut self) -> Result<Framing, Refused> {
-        let (mut hosts, mut length, mut chunked) = (0, None, false);
+        let (mut hosts, mut length, mut chunked, mut closes) = (0, None, false, false);
         for httparse::Header { name, value } in self.headers {
             // By length first: most fields are none of these.
             match name.len() {
@@ -129,7 +136,7 @@ impl<'a> Head<'a> {
                 6 if name.eq_ignore_ascii_case("expect") => {
                     self.expects_continue = !self.http_10 && value.eq_ignore_ascii_case(b"100-continue");
                 }
-                10 if name.eq_ignore_ascii_case("connection") => self.connection(value),
+                10 if name.eq_ignore_ascii_case("connection") => closes |= self.connection(value),
                 14 if name.eq_ignore_ascii_case("content-length") => match length.replace(content_length(value)?) {
                     None => {}
                     Some(_) => return Err(MALFORMED),
@@ -143,6 +150,8 @@ impl<'a> Head<'a> {
                 _ => {}
             }
         }
+        // Whatever else is said (RFC 9112, 9.3).
+        self.keep_alive &= !closes;
         let absolute = !self.target.starts_with('/') && self.target.contains("://");
         if !(hosts == 1 || hosts == 0 && (absolute || self.http_10)) {
             return Err(MALFORMED);
@@ -154,16 +163,14 @@ impl<'a> Head<'a> {
         }
     }
 
-    fn connection(&mut self, value: &[u8]) {
+    /// Reads a `Connection` field; whether it asks for the end.
+    fn connection(&mut self, value: &[u8]) -> bool {
+        let mut closes = false;
         for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if option.eq_ignore_ascii_case(b"close") {
-                self.keep_alive = false;
-                return;
-            }
-            if option.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            }
+            closes |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
         }
+        closes
     }
 
     pub fn has_body(&self) -> bool {
@@ -322,6 +329,7 @@ mod tests {
             parsed(head.as_bytes(), |head| head.unwrap().keep_alive)
         };
         assert!(kept("1.1", "x") && kept("1.1", "keep-alive") && kept("1.0", "x, Keep-Alive"));
+        assert!(!kept("1.1", "close\r\nConnection: keep-alive"));
         assert!(!kept("1.1", "x,close") && !kept("1.0", "x") && !kept("1.1", "close, keep-alive"));
     }
 

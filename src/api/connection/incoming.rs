@@ -23,6 +23,8 @@ use crate::{
 pub struct Reader<R> {
     half: R,
     pub arrived: BytesMut,
+    /// Whether the buffer is larger than heads mostly need.
+    grew: bool,
 }
 
 /// How much is asked of the system at once: for a head, and for a body.
@@ -35,13 +37,15 @@ const COPIED_BYTES_MAX: usize = 4 * 1024;
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub fn new(half: R) -> Reader<R> {
-        Reader { half, arrived: BytesMut::new() }
+        Reader { half, arrived: BytesMut::new(), grew: false }
     }
 
     /// Reads what there is, into at least `room` bytes when the buffer has to grow. Zero is the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         if self.arrived.capacity() - self.arrived.len() < ROOM_BYTES_MIN {
             self.arrived.reserve(room);
+            // Its capacity counts from where it is read, so it does not tell.
+            self.grew |= room > HEAD_READ_BYTES || self.arrived.len() > HEAD_READ_BYTES;
         }
         tokio_util::io::poll_read_buf(Pin::new(&mut self.half), cx, &mut self.arrived)
     }
@@ -50,10 +54,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.poll_fill(cx, HEAD_READ_BYTES)
     }
 
-    /// Gives room back that only a body had use for.
+    /// Gives room back that only a body, or a long head, had use for.
     pub fn shrink(&mut self) {
-        if self.arrived.is_empty() && self.arrived.capacity() > 4 * HEAD_READ_BYTES {
+        if self.arrived.is_empty() && self.grew {
             self.arrived = BytesMut::new();
+            self.grew = false;
         }
     }
 }
@@ -72,6 +77,18 @@ enum Reading {
     End,
     /// The rest can't be told from the next request.
     Broken,
+}
+
+impl Reading {
+    /// How much is asked of the system at once.
+    fn room(self) -> usize {
+        match self {
+            Reading::Length(left) => {
+                usize::try_from(left).unwrap_or(usize::MAX).clamp(HEAD_READ_BYTES, BODY_READ_BYTES)
+            }
+            _ => BODY_READ_BYTES,
+        }
+    }
 }
 
 /// Longest line of a chunked body: a size with extensions, or a trailer.
@@ -140,7 +157,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
                 }
                 Step::End => return Poll::Ready(None),
                 Step::Broken => return Poll::Ready(Some(Err(broken()))),
-                Step::More => match reader.poll_fill(cx, BODY_READ_BYTES) {
+                Step::More => match reader.poll_fill(cx, self.reading.room()) {
                     Poll::Ready(Ok(0)) => self.reading = Reading::Broken,
                     Poll::Ready(Ok(_)) => self.timer = None,
                     Poll::Ready(Err(error)) => {
@@ -258,6 +275,19 @@ impl<R> Drop for Incoming<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn room_that_a_body_or_a_long_head_took_is_given_back() {
+        for (room, length) in [(BODY_READ_BYTES, 60_000), (HEAD_READ_BYTES, 60_000), (HEAD_READ_BYTES, 300)] {
+            let sent = vec![b'x'; length];
+            let mut reader = Reader::new(&sent[..]);
+            while std::future::poll_fn(|cx| reader.poll_fill(cx, room)).await.unwrap() > 0 {}
+            reader.arrived.advance(length);
+            reader.shrink();
+            reader.arrived.reserve(1);
+            assert!(reader.arrived.capacity() <= 4 * HEAD_READ_BYTES, "{} are kept", reader.arrived.capacity());
+        }
+    }
 
     /// A body of bytes that arrive in pieces, and what is left behind its end; `None` when it is broken.
     fn read(framing: Reading, arriving: &[u8], piece: usize) -> Option<(Vec<u8>, Vec<u8>)> {

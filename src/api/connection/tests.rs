@@ -76,10 +76,31 @@ struct World {
     serving: tokio::task::JoinHandle<io::Result<()>>,
 }
 
+/// Sleeps as the real clock does: a task that has used its turn up is told that it is not over yet.
+struct Cooperative(Arc<ManualClock>);
+
+impl Clock for Cooperative {
+    fn now(&self) -> Moment {
+        self.0.now()
+    }
+
+    fn wall_millis(&self) -> u64 {
+        self.0.wall_millis()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        Box::pin(tokio::task::coop::cooperative(self.0.sleep(duration)))
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random()
+    }
+}
+
 fn connect() -> World {
     let clock = ManualClock::shared();
     let limits = ServerLimits { connections: 1, requests_in_flight: 1, deadlines: DEADLINES };
-    let context = ServerContext::new(Arc::new(Arc::clone(&clock)), limits);
+    let context = ServerContext::new(Arc::new(Cooperative(Arc::clone(&clock))), limits);
     let (client, side) = tokio::io::duplex(1 << 20);
     let echo = Echo::default();
     let go = Arc::clone(&echo.go);
@@ -289,6 +310,43 @@ async fn an_idle_connection_ends_but_not_while_a_request_is_answered() {
 }
 
 #[tokio::test]
+async fn a_connection_that_used_its_turns_up_is_idle_like_any_other() {
+    // Each task may do so much before others have their turn; then timers say "pending" without having looked.
+    for requests in [3, 7, 15, 31] {
+        let mut world = connect();
+        // As many as are read at once.
+        let first = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(requests - 1);
+        let last = "GET /a HTTP/1.1\r\nHost: a\r\nx: \r\n\r\n";
+        let filling = "x".repeat(4096 - first.len() - last.len());
+        let block = first + &last.replace("x: ", &format!("x: {filling}"));
+        assert_eq!(block.len(), 4096);
+        world.client.write_all(block.repeat(9).as_bytes()).await.unwrap();
+        for _ in 0..9 * requests {
+            world.settle().await;
+            if !world.sent().await.is_empty() && world.client.read(&mut []).now_or_never().is_none() {
+                break;
+            }
+        }
+        world.pass(DEADLINES.idle).await;
+        world.pass(DEADLINES.idle).await;
+        assert!(world.serving.is_finished(), "after 9 x {requests} requests");
+    }
+}
+
+#[tokio::test]
+async fn empty_lines_behind_a_request_begin_no_other() {
+    let mut world = connect();
+    world.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n\r\n\r\n").await;
+    assert_eq!(world.sent().await, ok("GET /a "));
+    world.pass(DEADLINES.head).await;
+    assert_eq!(world.sent().await, "");
+    world.send("GET /b HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(world.sent().await, ok("GET /b "));
+    world.pass(DEADLINES.idle).await;
+    assert!(world.serving.is_finished());
+}
+
+#[tokio::test]
 async fn a_connection_ends_when_the_process_does_after_the_request_under_way() {
     let mut idle = connect();
     idle.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -301,7 +359,9 @@ async fn a_connection_ends_when_the_process_does_after_the_request_under_way() {
     busy.settle().await;
     assert!(!busy.serving.is_finished());
     busy.go.notify_one();
-    assert!(busy.sent().await.ends_with("waited"));
+    let answer = busy.sent().await;
+    assert!(answer.ends_with("waited") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    busy.pass(LINGER).await;
     assert!(busy.serving.is_finished());
 }
 

@@ -219,6 +219,8 @@ async fn what_is_not_plain_walks_the_general_path() {
         ("/plain", ""),
         ("/plain", "Authorization: Bearer reads\r\n"),
         ("/plain", "Authorization: Bearer reads\r\nkvasar-namespace: x\r\n"),
+        ("/plain", "Authorization: Bearer bound\r\nkvasar-namespace: \r\n"),
+        ("/plain", "Authorization: Bearer reads\u{a0}\r\nkvasar-namespace: NAMESPACE\r\n"),
         ("/plain", "Authorization: Bearer wrong\r\nkvasar-namespace: NAMESPACE\r\n"),
         ("/plain", "Authorization: Bearer elsewhere\r\nkvasar-namespace: NAMESPACE\r\n"),
         ("/plain", "Authorization: Bearer reads\r\nkvasar-namespace: 00000000000000000000000000000063\r\n"),

@@ -77,6 +77,9 @@ fn fingerprint(hash: u64) -> u32 {
     (hash >> 8) as u32
 }
 
+/// How many entries of the main queue are spared for their uses while one is looked for that goes.
+const SPARED_MAX: usize = 256;
+
 impl Shard {
     pub(super) fn len(&self) -> usize {
         self.table.len()
@@ -166,6 +169,7 @@ impl Shard {
 
     /// Lets one go: the first that has earned no further stay. `None` when nothing is here.
     pub(super) fn evict(&mut self, hasher: &impl BuildHasher) -> Option<Kept> {
+        let mut spared = 0;
         loop {
             let from_small =
                 self.small_bytes * SMALL_SHARE > self.small_bytes + self.main_bytes || self.main.len() == 0;
@@ -177,7 +181,9 @@ impl Shard {
             };
             let mark = &mut self.marks[slot as usize];
             let (uses, main) = (mark.uses(), mark.is_main());
-            if main && uses > 0 {
+            // Whoever reads here waits meanwhile: where all is in use, one that is goes, too.
+            if main && uses > 0 && spared < SPARED_MAX {
+                spared += 1;
                 mark.set(uses - 1, true);
                 self.main.push(slot);
                 continue;
