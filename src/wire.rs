@@ -146,13 +146,18 @@ impl FieldsMut for HeaderMap {
 /// The text of a head.
 impl FieldsMut for Vec<u8> {
     fn put(&mut self, name: &'static str, value: &[u8]) {
-        // Once, not for each part.
-        self.reserve(name.len() + value.len() + 4);
-        self.extend_from_slice(name.as_bytes());
-        self.extend_from_slice(b": ");
-        self.extend_from_slice(value);
-        self.extend_from_slice(b"\r\n");
+        push_field(self, name, value);
     }
+}
+
+/// A field as a head's text has it.
+pub fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    // Once, not for each part.
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Puts a present state's or an absent one's entity tag, of a version in digits.

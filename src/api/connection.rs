@@ -37,7 +37,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use self::{
     head::{HEADERS_MAX, Head, Refused, Search},
     incoming::{Incoming, Reader, Returned},
-    outgoing::{Date, Ending, Framing, Writer, end_head, field, status_line, write_chunk},
+    outgoing::{Date, Ending, Framing, Writer, end_head, status_line, write_chunk},
 };
 use crate::{
     api::{
@@ -47,6 +47,7 @@ use crate::{
     },
     clock::{self, Clock, Moment, Sleep},
     error::Result,
+    wire::push_field,
 };
 
 /// How long a connection may take over its parts.
@@ -215,6 +216,15 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
         let value = answer.value();
         let ending = Ending { framing: answer.framing(), close: !asked.keep_alive, http_10: asked.http_10 };
         end_head(&mut self.out, ending, &mut self.date, &*self.clock, answer.at);
+        let written = self.send(value).await;
+        let now = self.clock.now();
+        self.server.finished_hot(&answer, written.is_ok(), now.since(answer.at));
+        self.waiting.since = now;
+        written
+    }
+
+    /// Sends the head that is ready, and all of a value behind it.
+    async fn send(&mut self, value: &[u8]) -> io::Result<()> {
         let written = if value.len() <= COPIED_BYTES_MAX {
             self.out.extend_from_slice(value);
             self.writer.write([&self.out]).await
@@ -222,9 +232,6 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
             self.writer.write([&self.out, value]).await
         };
         self.out.clear();
-        let now = self.clock.now();
-        self.server.finished_hot(&answer, written.is_ok(), now.since(answer.at));
-        self.waiting.since = now;
         written
     }
 
@@ -309,19 +316,18 @@ impl<H: Handler, W: AsyncWrite + Unpin + Send> Connection<H, W> {
         };
         status_line(&mut self.out, parts.status, parts.extensions.get::<ReasonPhrase>());
         for (name, value) in &parts.headers {
-            field(&mut self.out, name.as_str(), value.as_bytes());
+            push_field(&mut self.out, name.as_str(), value.as_bytes());
         }
         let ending = Ending { framing, close: !keep_alive, http_10: asked.http_10 };
         end_head(&mut self.out, ending, &mut self.date, &*self.clock, self.clock.now());
         if is_head || framing == Framing::None {
-            let written = self.writer.write([&self.out]).await;
-            self.out.clear();
+            let written = self.send(&[]).await;
             watch.ended(written.is_ok());
             return written.map(|()| keep_alive);
         }
         let written = match body {
             ResponseBody::Whole(bytes) => {
-                let written = self.writer.write([&self.out, &bytes]).await;
+                let written = self.send(&bytes).await;
                 if written.is_ok() {
                     watch.sent(bytes.len() as u64);
                 }

@@ -223,7 +223,7 @@ impl<H: Handler> Server<H> {
         Server { handler, name: name.to_owned(), context: context.clone(), metrics, requests: AtomicU64::new(0) }
     }
 
-    /// See [`Handler::hot`]. What is logged is not hot.
+    /// See [`Handler::hot`]. What is logged is not hot. It takes no place among the requests in flight, which it would leave before anybody saw it there.
     pub(super) fn hot(&self, head: &Head<'_>, remembered: &mut Remembered, out: &mut Vec<u8>) -> Option<HotAnswer> {
         if is_logged() {
             return None;
@@ -234,7 +234,9 @@ impl<H: Handler> Server<H> {
     /// Counts a hot answer that was sent, or was cut off.
     pub(super) fn finished_hot(&self, answer: &HotAnswer, sent: bool, took: Duration) {
         let outcome = if sent { outcome(answer.status) } else { Outcome::Cancelled };
-        self.metrics.sent(answer.value().len() as u64);
+        if sent {
+            self.metrics.sent(answer.value().len() as u64);
+        }
         self.metrics.finished(Operation::Get, outcome, took);
     }
 
