@@ -49,17 +49,33 @@ pub trait Source: Send + Sync + 'static {
 /// Takes writes. A write that is answered `Ok` is on disk at an origin.
 #[async_trait]
 pub trait Writer: Send + Sync + 'static {
-    /// `by` names the tier that passes the write up, if it follows: it keeps what it wrote, so it has use for the key's next states.
-    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, by: Option<FollowerId>)
-    -> Result<Written>;
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written>;
 
     /// Many small writes in one trip, each with its own outcome, in the order given. At most [`limits::WRITE_BATCH_ENTRIES_MAX`] of them, and
     /// every value a [`Value::Whole`] of at most [`limits::CHUNK_BYTES`]; the caller sees to that.
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>>;
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>>;
 
     /// Changes what exists: namespaces and tokens. Decided by an origin alone, one at a time. Answers also the version of the last record written.
     async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)>;
 }
+
+/// How a write comes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Via {
+    /// The tier that passes it up, if it follows: it keeps what it wrote, so it has use for the key's next states.
+    pub follower: Option<FollowerId>,
+    /// Names the write where it may be handed in again, to whichever origin: it takes effect once.
+    pub id: Option<WriteId>,
+}
+
+/// Names one write, or the writes of one call. Drawn at random by whoever might hand it in twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WriteId(pub u64);
 
 /// Both seams: what a tier has above it.
 pub trait Backend: Source + Writer {}
@@ -193,7 +209,7 @@ impl fmt::Debug for Key {
 /// Which write: 63 bits of milliseconds, counter and origin id, minted by an origin alone. A later write has the greater version.
 ///
 /// Outside it is 16 hexadecimal digits, so that versions compare as texts, too.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u64);
 
 impl Version {

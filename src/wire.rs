@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Expires, Held, Key, Listed, Page, Read,
-        State, Value, Version, Written,
+        State, Value, Version, Via, WriteId, Written,
         feed::{Follow, FollowerId, Position},
     },
     limits,
@@ -37,6 +37,8 @@ pub const MAX_AGE_MILLIS: &str = "kvasar-max-age-ms";
 pub const EXPIRES_IN_MILLIS: &str = "kvasar-expires-in-ms";
 /// Sixteen hexadecimal digits: the follower that asks, writes, or follows.
 pub const FOLLOWER: &str = "kvasar-follower";
+/// Names a write that may be handed in again: 16 hexadecimal digits. What the store has of it already is then answered, and not written once more.
+pub const WRITE_ID: &str = "kvasar-write-id";
 /// There when the answering tier's feed covers the state.
 pub const COVERED: &str = "kvasar-covered";
 pub const ERROR: &str = "kvasar-error";
@@ -205,6 +207,18 @@ pub fn decode_read(headers: &impl Fields, max_age: Duration) -> Result<Read> {
     Ok(Read { max_age, at_least, held, asker: decode_follower(headers) })
 }
 
+/// How a write comes up. The other half is [`decode_via`].
+pub fn encode_via(via: Via, headers: &mut HeaderMap) {
+    encode_follower(via.follower, headers);
+    if let Some(WriteId(id)) = via.id {
+        headers.insert(WRITE_ID, ascii(&format!("{id:016x}")));
+    }
+}
+
+pub fn decode_via(headers: &impl Fields) -> Via {
+    Via { follower: decode_follower(headers), id: decode_id(headers, WRITE_ID).map(WriteId) }
+}
+
 /// Says who asks or writes. The other half is [`decode_follower`].
 pub fn encode_follower(follower: Option<FollowerId>, headers: &mut HeaderMap) {
     if let Some(follower) = follower {
@@ -214,8 +228,12 @@ pub fn encode_follower(follower: Option<FollowerId>, headers: &mut HeaderMap) {
 
 /// Who asks or writes, if it is one of our own that follows; anything else names nobody.
 pub fn decode_follower(headers: &impl Fields) -> Option<FollowerId> {
-    let text = std::str::from_utf8(headers.field(FOLLOWER)?).ok().filter(|text| text.len() == 16)?;
-    u64::from_str_radix(text, 16).ok().map(FollowerId)
+    decode_id(headers, FOLLOWER).map(FollowerId)
+}
+
+fn decode_id(headers: &impl Fields, name: &str) -> Option<u64> {
+    let text = std::str::from_utf8(headers.field(name)?).ok().filter(|text| text.len() == 16)?;
+    u64::from_str_radix(text, 16).ok()
 }
 
 /// Asks to follow the purge feed. The other half is [`decode_follow`].

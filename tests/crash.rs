@@ -166,7 +166,7 @@ impl Ledger {
                 }
             };
             ledger.possible.push(attempt);
-            match remote.write(namespace, &ledger.key, change, None).await {
+            match remote.write(namespace, &ledger.key, change, kvasar::kv::Via::default()).await {
                 Ok(_) => {
                     ledger.possible = vec![attempt];
                     ledger.acknowledged += 1;

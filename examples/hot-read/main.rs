@@ -67,7 +67,7 @@ async fn prepare(count: u64) -> (impl Future<Output = ()>, Arc<Sent>) {
     let key = Key::new("a-hot-key").expect("it is a key");
     let put =
         Change::Put { value: Value::Whole(bytes::Bytes::from_static(VALUE)), metadata: None, expires: Expires::Never };
-    origin.write(namespace.id, &key, put, None).await.expect("a value is written");
+    origin.write(namespace.id, &key, put, kvasar::kv::Via::default()).await.expect("a value is written");
 
     let settings = TierSettings {
         name: "edge".into(),

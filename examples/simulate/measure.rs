@@ -17,7 +17,7 @@ use kvasar::{
     cache::tier::Tier,
     kv::{
         AccountId, CacheStatus, Change, Control, Controlled, Expires, Key, NamespaceId, Read, Source as _, State,
-        Version, Writer as _, kept::EntryKey,
+        Version, Via, Writer as _, kept::EntryKey,
     },
     purge::feed::FeedSettings,
 };
@@ -190,7 +190,7 @@ async fn visibility(world: Arc<World>, rate: u64, loss: f64) -> Visibility {
     let namespace = namespace(&world).await;
     let centre = centre(&world);
     for probe in 0..PROBES {
-        centre.write(namespace, &key(probe), put(PROBE_BYTES), None).await.expect("the centre takes writes");
+        centre.write(namespace, &key(probe), put(PROBE_BYTES), Via::default()).await.expect("the centre takes writes");
     }
     world.time.sleep(3 * SECOND).await;
     let tiers: Vec<Tier> = world.edges().map(|node| world.process(node).expect("it runs").tier).collect();
@@ -215,7 +215,8 @@ async fn visibility(world: Arc<World>, rate: u64, loss: f64) -> Visibility {
     let mut delays = Vec::new();
     for sample in 0..samples {
         let probe = key(sample % PROBES);
-        let written = centre.write(namespace, &probe, put(PROBE_BYTES), None).await.expect("the centre takes writes");
+        let written =
+            centre.write(namespace, &probe, put(PROBE_BYTES), Via::default()).await.expect("the centre takes writes");
         writes.fetch_add(1, Ordering::Relaxed);
         let acknowledged = world.time.now();
         let mut waiting: Vec<&Tier> = tiers.iter().collect();
@@ -269,7 +270,7 @@ async fn others_write(
     while !over.load(Ordering::Relaxed) {
         let batch = (0..each).map(|_| (key(1000 + chance.below(100_000) as usize), put(PROBE_BYTES))).collect();
         let next = world.time.now() + pause;
-        centre.write_many(namespace, batch).await.expect("the centre takes writes");
+        centre.write_many(namespace, batch, Via::default()).await.expect("the centre takes writes");
         writes.fetch_add(each as u64, Ordering::Relaxed);
         world.time.until(next).await;
     }
@@ -336,7 +337,7 @@ async fn origin_reads(world: Arc<World>) -> Reads {
     // Loaded where no tier sees it, so that all caches are empty.
     for batch in 0..READ_KEYS / 1000 {
         let writes = (0..1000).map(|at| (key(batch * 1000 + at), put(100))).collect();
-        origin.write_many(namespace, writes).await.expect("the origin takes writes");
+        origin.write_many(namespace, writes, Via::default()).await.expect("the origin takes writes");
     }
     world.time.sleep(5 * SECOND).await;
     let zipf = Arc::new(Zipf::new(READ_KEYS, 0.99));
@@ -461,7 +462,7 @@ async fn outage(world: Arc<World>, how: How) -> Outage {
     let origin = world.nodes[ORIGIN].address.served().expect("the origin runs").backend;
     for batch in 0..OUTAGE_KEYS / 1000 {
         let writes = (0..1000).map(|at| (key(batch * 1000 + at), put(100))).collect();
-        origin.write_many(namespace, writes).await.expect("the origin takes writes");
+        origin.write_many(namespace, writes, Via::default()).await.expect("the origin takes writes");
     }
     drop(origin);
     world.time.sleep(5 * SECOND).await;
@@ -591,7 +592,7 @@ async fn writes(world: Arc<World>, namespace: NamespaceId, (from, to): (Nanos, N
         }
         if let Some(process) = world.process(CENTRAL) {
             // While its origin is just starting, a write is refused; nobody waits for it.
-            let _ = process.tier.write(namespace, &key, put(100), None).await;
+            let _ = process.tier.write(namespace, &key, put(100), Via::default()).await;
         }
     }
 }

@@ -157,8 +157,8 @@ impl Binding {
             }
             _ => Value::Stream(ValueStream { length, chunks: limited(body.clone().boxed(), self.draining()).boxed() }),
         };
-        let by = wire::decode_follower(&head.headers);
-        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }, by).await;
+        let via = wire::decode_via(&head.headers);
+        let written = self.backend.write(namespace, &key, Change::Put { value, metadata, expires }, via).await;
         match written {
             Ok(written) => Ok(wire::encode_written(&written)),
             Err(error) => {
@@ -198,8 +198,8 @@ impl Binding {
     async fn delete(&self, head: &http::request::Parts, segment: &str) -> Result<Response> {
         let namespace = self.enter(&head.headers, Rights::Write).await?;
         let key = key(segment, &Query::parse(head.uri.query())?)?;
-        let by = wire::decode_follower(&head.headers);
-        let written = self.backend.write(namespace, &key, Change::Delete, by).await?;
+        let via = wire::decode_via(&head.headers);
+        let written = self.backend.write(namespace, &key, Change::Delete, via).await?;
         Ok(wire::encode_written(&written))
     }
 
@@ -263,7 +263,8 @@ impl Binding {
         let namespace = namespace_of(&head.headers)?.ok_or_else(no_namespace)?;
         let _room = self.buffers.try_take(content_length(&head.headers).unwrap_or(WRITE_BODY_BYTES_MAX))?;
         let body = Value::Stream(ValueStream { length: None, chunks: body }).collect(WRITE_BODY_BYTES_MAX).await?;
-        let outcomes = self.backend.write_many(namespace, wire::decode_writes(body)?).await?;
+        let via = wire::decode_via(&head.headers);
+        let outcomes = self.backend.write_many(namespace, wire::decode_writes(body)?, via).await?;
         Ok(json_response(wire::encode_outcomes(&outcomes)?))
     }
 

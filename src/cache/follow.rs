@@ -145,6 +145,8 @@ impl Tier {
                 self.feed().relay(&applied);
             }
             Message::Echo(echo) => self.hear(echo, place, opened_at)?,
+            // They say whom else to follow, which `fleet.rs` does.
+            Message::Members(_) | Message::End => {}
         }
         Ok(())
     }

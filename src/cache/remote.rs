@@ -30,8 +30,8 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read, Source, Value,
-        ValueStream, Version, Writer, Written,
-        feed::{Follow, FollowerId, Frames},
+        ValueStream, Version, Via, Writer, Written,
+        feed::{Follow, Frames},
         kept::Hit,
     },
     metrics::{TierMetrics, UpstreamOutcome},
@@ -251,13 +251,7 @@ impl Source for Remote {
 
 #[async_trait]
 impl Writer for Remote {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         let progress = Progress::new(&self.clock);
         let mut request = match change {
             Change::Delete => self.request(Method::DELETE, &key_path(key, &[]), Some(namespace), Body::empty())?,
@@ -278,15 +272,21 @@ impl Writer for Remote {
                 request
             }
         };
-        wire::encode_follower(by, request.headers_mut());
+        wire::encode_via(via, request.headers_mut());
         let _place = self.place().await?;
         let response = self.send(request, &progress).await?;
         wire::decode_written(response.headers())
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         let body = Body::Whole(wire::encode_writes(&writes));
-        let request = self.request(Method::POST, wire::WRITE_PATH, Some(namespace), body)?;
+        let mut request = self.request(Method::POST, wire::WRITE_PATH, Some(namespace), body)?;
+        wire::encode_via(via, request.headers_mut());
         wire::decode_outcomes(&self.ask_whole(request).await?)
     }
 
@@ -440,7 +440,7 @@ mod tests {
         let value = Value::Stream(ValueStream { length: Some(200_000), chunks });
         let change = Change::Put { value, metadata: None, expires: Expires::Never };
         let key = Key::new("k").unwrap();
-        let mut writing = tokio::spawn(async move { remote.write(NAMESPACE, &key, change, None).await });
+        let mut writing = tokio::spawn(async move { remote.write(NAMESPACE, &key, change, Via::default()).await });
         for _ in 0..10 {
             for _ in 0..100 {
                 tokio::task::yield_now().await;

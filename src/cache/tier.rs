@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, Backend, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
-        Read, Source, State, Value, ValueStream, Version, Writer, Written,
+        Read, Source, State, Value, ValueStream, Version, Via, Writer, Written,
         feed::{Follow, FollowerId, Frames},
         kept::{Content, EntryKey, Hit, Kept, KeptValue, Name, Verified},
         reserved,
@@ -173,28 +173,27 @@ impl Source for Tier {
 
 #[async_trait]
 impl Writer for Tier {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         self.0.health.check()?;
         let sent_at = self.0.clock.now();
         let (change, copy) = self.copying(change);
         let ticket = self.0.flights.write(&EntryKey { namespace, key: key.clone() });
-        let written = self.0.upstream.write(namespace, key, change, Some(self.0.follower)).await;
+        let written = self.0.upstream.write(namespace, key, change, self.sent_on(via)).await;
         self.0.health.observe(sent_at, &written);
         let written = written.map_err(answered_below)?;
         self.keep_written(&ticket, &written, copy, sent_at);
-        if let Some(by) = by {
+        if let Some(by) = via.follower {
             self.0.feed.note(by, namespace, key.as_bytes());
         }
         Ok(written)
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         self.0.health.check()?;
         let sent_at = self.0.clock.now();
         let mut copies = Vec::with_capacity(writes.len());
@@ -204,7 +203,7 @@ impl Writer for Tier {
             copies.push((self.0.flights.write(&EntryKey { namespace, key: key.clone() }), copy));
             changes.push((key, change));
         }
-        let outcomes = self.0.upstream.write_many(namespace, changes).await;
+        let outcomes = self.0.upstream.write_many(namespace, changes, self.sent_on(via)).await;
         self.0.health.observe(sent_at, &outcomes);
         let outcomes = outcomes.map_err(answered_below)?;
         if outcomes.len() != copies.len() {
@@ -307,6 +306,11 @@ impl Tier {
 
     pub(super) fn follower(&self) -> FollowerId {
         self.0.follower
+    }
+
+    /// A write as it goes up: from this tier, under the name that it came with.
+    fn sent_on(&self, via: Via) -> Via {
+        Via { follower: Some(self.0.follower), ..via }
     }
 
     /// What can be answered from memory (R2), or has to be, since upstream is away (R5).

@@ -89,6 +89,19 @@ pub enum Message {
     Items { first: u64, items: Vec<Item> },
     /// The answer to a ping, behind every item queued before the ping was read.
     Echo(Echo),
+    /// From one of several origins on one store: all that may have begun a write before any echo from here on, itself included (O4).
+    Members(Vec<Member>),
+    /// From an origin that leaves: it has sent every change that it made, and makes no more.
+    End,
+}
+
+/// One of several origins on one store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Of its feed.
+    pub epoch: u64,
+    /// `host:port` at which tiers reach it.
+    pub address: String,
 }
 
 /// What a follower learns from the answer to its ping (F4).

@@ -556,7 +556,7 @@ impl Draft {
         let records = requests.iter().flat_map(|request| &request.changes).map(Change::record_bytes_max).sum();
         Draft {
             // Beside the entries a few rows of the commit's own.
-            batch: Batch { changes: Vec::with_capacity(changes + 4) },
+            batch: Batch { changes: Vec::with_capacity(changes + 4), version: Version::ZERO },
             standing,
             records: BytesMut::with_capacity(records),
             items: Vec::with_capacity(changes),

@@ -44,8 +44,8 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
-        Read, Source, State, Value, Version, Writer, Written,
-        feed::{Follow, FollowerId, Frames},
+        Read, Source, State, Value, Version, Via, Writer, Written,
+        feed::{Follow, Frames},
         kept::Hit,
     },
     limits,
@@ -315,13 +315,7 @@ impl Source for Origin {
 
 #[async_trait]
 impl Writer for Origin {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         self.core.check_writable(namespace)?;
         if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
             rate.charge(namespace, key)?;
@@ -330,13 +324,18 @@ impl Writer for Origin {
         let mut outcomes = self.core.committer.commit(vec![change], None).await?;
         let version = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
         // After its own purge, whose state it has already.
-        if let Some(by) = by {
+        if let Some(by) = via.follower {
             self.core.feed.note(by, namespace, key.as_bytes());
         }
         Ok(self.core.written(version, expiration))
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        _via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         self.core.check_writable(namespace)?;
         let mut charged = HashSet::new();
         let mut outcomes = Vec::with_capacity(writes.len());

@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     kv::{
         Account, AccountId, Answer, Change, Control, Controlled, Expires, Key, List, NamespaceId, Page, Read,
-        Source as _, State, Value, ValueStream, Writer as _, Written,
+        Source as _, State, Value, ValueStream, Via, Writer as _, Written,
     },
     metrics::Metrics,
     store::{Table, memory::MemoryStore},
@@ -70,11 +70,11 @@ impl World {
 
     async fn put_expiring(&self, name: &str, value: impl Into<Value>, expires: Expires) -> Result<Written> {
         let change = Change::Put { value: value.into(), metadata: None, expires };
-        self.origin.write(self.namespace, &key(name), change, None).await
+        self.origin.write(self.namespace, &key(name), change, Via::default()).await
     }
 
     async fn delete(&self, name: &str) -> Result<Written> {
-        self.origin.write(self.namespace, &key(name), Change::Delete, None).await
+        self.origin.write(self.namespace, &key(name), Change::Delete, Via::default()).await
     }
 
     async fn answer(&self, name: &str) -> Answer {

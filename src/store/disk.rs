@@ -30,7 +30,7 @@ use fjall::{
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, HashRatioPolicy},
 };
 
-use super::{Batch, Durability, RowChange, Store, Table, barren::Barren, journal, keys};
+use super::{Agreement, Batch, Durability, RowChange, Store, Table, barren::Barren, journal, keys};
 use crate::error::{Error, Result};
 
 const FORMAT_FILE: &str = "format";
@@ -150,6 +150,10 @@ impl Store for DiskStore {
     fn in_place(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::new(DiskStore { shared: Arc::clone(&self.shared), in_place: true }))
     }
+
+    fn agreement(&self) -> Option<&dyn Agreement> {
+        None
+    }
 }
 
 impl Shared {
@@ -226,7 +230,7 @@ impl Shared {
         }
         let mut added = [0; Table::ALL.len()];
         let mut put = Vec::with_capacity(batch.changes.len());
-        for (i, RowChange { table, key, value }) in batch.changes.into_iter().enumerate() {
+        for (i, RowChange { table, key, value, .. }) in batch.changes.into_iter().enumerate() {
             if overtaken.contains(&i) {
                 continue;
             }
@@ -313,7 +317,7 @@ fn options(table: Table) -> KeyspaceCreateOptions {
         Table::Chunk => options
             .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(2)))
             .with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(SEPARATED_BYTES_MIN))),
-        Table::Expiry | Table::Reclaim | Table::Meta | Table::Purge => options,
+        Table::Expiry | Table::Reclaim | Table::Meta | Table::Purge | Table::Intent => options,
     }
 }
 

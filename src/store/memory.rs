@@ -2,9 +2,12 @@
 //!
 //! What it may do: fail all commits from a given one on, with the failing batch lost or kept; fail reads; and crash, which loses
 //! what no synced commit has covered. It never tears a batch and never reorders commits: the contract rules both out.
+//!
+//! [`MemoryStore::shared`] is one that several origins share: of all changes of a row the greatest version stands, rows go when they expire, and a commit
+//! that fails is not the last one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -12,14 +15,20 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Batch, Durability, Store, Table};
-use crate::error::{Error, Result};
+use super::{Agreed, Agreement, Batch, Durability, Replaced, RowChange, Store, Table};
+use crate::{
+    clock::Clock,
+    error::{Error, Result},
+    kv::Version,
+};
 
 type Rows = BTreeMap<(Table, Bytes), Bytes>;
 
 #[derive(Default)]
 pub struct MemoryStore {
     state: Mutex<State>,
+    /// Of a shared store, by which its rows expire.
+    clock: Option<Arc<dyn Clock>>,
 }
 
 #[derive(Default)]
@@ -33,6 +42,15 @@ struct State {
     failing: Option<Failing>,
     failed: bool,
     reads_fail: bool,
+    /// Of a shared store: the change that stands of each row, also of those that it removed.
+    standing: HashMap<(Table, Bytes), Standing>,
+    agreed: HashMap<String, Agreed>,
+}
+
+#[derive(Clone, Copy)]
+struct Standing {
+    version: Version,
+    expires: Option<u64>,
 }
 
 struct Failing {
@@ -49,6 +67,10 @@ pub enum FailedCommit {
 }
 
 impl MemoryStore {
+    pub fn shared(clock: Arc<dyn Clock>) -> MemoryStore {
+        MemoryStore { clock: Some(clock), ..MemoryStore::default() }
+    }
+
     /// Lets `commits` more commits pass and fails the next one, and with it all that follow.
     pub fn fail_after(&self, commits: usize, outcome: FailedCommit) {
         self.lock().failing = Some(Failing { commits_left: commits, outcome });
@@ -64,7 +86,8 @@ impl MemoryStore {
         state.failed = true;
         state.reads_fail = true;
         let durable = state.durable.clone();
-        MemoryStore { state: Mutex::new(State { rows: durable.clone(), durable, ..State::default() }) }
+        let left = State { rows: durable.clone(), durable, ..State::default() };
+        MemoryStore { state: Mutex::new(left), clock: None }
     }
 
     /// How many rows a table has.
@@ -77,9 +100,15 @@ impl MemoryStore {
     }
 
     fn read<T>(&self, read: impl FnOnce(&Rows) -> T) -> Result<T> {
-        let state = self.lock();
+        let mut state = self.lock();
         if state.reads_fail {
-            return Err(Error::internal("the memory store was told to fail reads"));
+            return Err(match self.clock {
+                Some(_) => Error::unavailable("the memory store was told to fail reads"),
+                None => Error::internal("the memory store was told to fail reads"),
+            });
+        }
+        if let Some(clock) = &self.clock {
+            state.drop_expired(clock.wall_millis() / 1000);
         }
         Ok(read(&state.rows))
     }
@@ -111,11 +140,42 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
-        self.lock().commit(batch, durability)
+        match self.clock {
+            Some(_) => self.lock().commit_shared(&batch),
+            None => self.lock().commit(batch, durability),
+        }
     }
 
     fn in_place(&self) -> Option<Arc<dyn Store>> {
         None
+    }
+
+    fn agreement(&self) -> Option<&dyn Agreement> {
+        self.clock.is_some().then_some(self)
+    }
+}
+
+#[async_trait]
+impl Agreement for MemoryStore {
+    async fn read(&self, name: &str) -> Result<Agreed> {
+        let state = self.lock();
+        if state.reads_fail {
+            return Err(Error::unavailable("the memory store was told to fail reads"));
+        }
+        Ok(state.agreed.get(name).cloned().unwrap_or_default())
+    }
+
+    async fn replace(&self, name: &str, revision: u64, value: Bytes) -> Result<Replaced> {
+        let mut state = self.lock();
+        if state.reads_fail {
+            return Err(Error::unavailable("the memory store was told to fail reads"));
+        }
+        let agreed = state.agreed.entry(name.to_owned()).or_default();
+        if agreed.revision != revision {
+            return Ok(Replaced::Overtaken(agreed.clone()));
+        }
+        *agreed = Agreed { revision: revision + 1, value };
+        Ok(Replaced::Done)
     }
 }
 
@@ -141,6 +201,50 @@ impl State {
             self.sync();
         }
         Ok(())
+    }
+
+    fn commit_shared(&mut self, batch: &Batch) -> Result<()> {
+        let failing = match &mut self.failing {
+            Some(Failing { commits_left: 0, outcome }) => Some(*outcome),
+            Some(failing) => {
+                failing.commits_left -= 1;
+                None
+            }
+            None => None,
+        };
+        if failing != Some(FailedCommit::Lost) {
+            batch.changes.iter().for_each(|change| self.change(change));
+        }
+        if failing.is_some() {
+            self.failing = None;
+            return Err(Error::unavailable("the memory store was told to fail this commit"));
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: &RowChange) {
+        let RowChange { table, key, value, version, expires } = change;
+        let row = (*table, key.clone());
+        if self.standing.get(&row).is_some_and(|standing| standing.version > *version) {
+            return;
+        }
+        self.standing.insert(row.clone(), Standing { version: *version, expires: *expires });
+        match value {
+            Some(value) => self.rows.insert(row, value.clone()),
+            None => self.rows.remove(&row),
+        };
+    }
+
+    /// Rows that have expired leave no trace: whatever is put next stands.
+    fn drop_expired(&mut self, now: u64) {
+        let rows = &mut self.rows;
+        self.standing.retain(|row, standing| {
+            let stays = standing.expires.is_none_or(|expires| expires > now);
+            if !stays {
+                rows.remove(row);
+            }
+            stays
+        });
     }
 
     fn sync(&mut self) {

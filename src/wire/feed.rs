@@ -8,6 +8,8 @@
 //! | 2 items | sender | number of the first u64, then the items |
 //! | 3 echo | sender | stamp u64, known u8 (0 or 1), age in microseconds u64, safe version u64 |
 //! | 4 ping | follower | stamp u64 |
+//! | 5 members | sender, one of several origins | for each its epoch u64, length of its address u16, and the address |
+//! | 6 end | sender, an origin that leaves | |
 //!
 //! An item is its kind (u8) and its fields. Both kinds of purge begin alike, so that a sender can leave the state of one out:
 //!
@@ -26,7 +28,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         Key, NamespaceId, Version,
-        feed::{Echo, Item, Message, Position, Proof, Purge, Pushed},
+        feed::{Echo, Item, Member, Message, Position, Proof, Purge, Pushed},
     },
 };
 
@@ -37,6 +39,8 @@ const START: u8 = 1;
 const ITEMS: u8 = 2;
 const ECHO: u8 = 3;
 const PING: u8 = 4;
+const MEMBERS: u8 = 5;
+const END: u8 = 6;
 
 const PURGE: u8 = 1;
 const PURGE_WITH_STATE: u8 = 2;
@@ -76,6 +80,20 @@ pub fn put_echo(out: &mut BytesMut, echo: Echo) {
     // Rounded up: an age may be too large, never too small.
     out.put_u64(echo.proof.map_or(0, |proof| u64::try_from(proof.age.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)));
     out.put_u64(echo.proof.map_or(0, |proof| proof.version.as_u64()));
+}
+
+pub fn put_members(out: &mut BytesMut, members: &[Member]) {
+    let length = members.iter().map(|member| 10 + member.address.len()).sum::<usize>();
+    head(out, MEMBERS, u32::try_from(length).expect("a cluster has some dozens of origins"));
+    for member in members {
+        out.put_u64(member.epoch);
+        out.put_u16(u16::try_from(member.address.len()).expect("checked where an origin is given its address"));
+        out.put_slice(member.address.as_bytes());
+    }
+}
+
+pub fn put_end(out: &mut BytesMut) {
+    head(out, END, 0);
 }
 
 /// A frame of items being gathered.
@@ -247,6 +265,17 @@ fn decode_message(kind: u8, payload: &mut Bytes) -> Option<Message> {
             let proof = Proof { age, version: version(payload)? };
             Some(Message::Echo(Echo { stamp, proof: known.then_some(proof) }))
         }
+        MEMBERS => {
+            let mut members = Vec::new();
+            while payload.has_remaining() {
+                let epoch = payload.try_get_u64().ok()?;
+                let length = payload.try_get_u16().ok()?;
+                let address = String::from_utf8(take(payload, length.into())?.to_vec()).ok()?;
+                members.push(Member { epoch, address });
+            }
+            Some(Message::Members(members))
+        }
+        END => Some(Message::End),
         _ => None,
     }
 }
@@ -389,7 +418,12 @@ mod tests {
             let mut out = BytesMut::new();
             put_start(&mut out, position, resumed);
             put_echo(&mut out, echo);
-            prop_assert_eq!(decode(&out, 3).unwrap(), vec![Message::Start { position, resumed }, Message::Echo(echo)]);
+            let members = vec![Member { epoch, address: "one:7000".into() }, Member { epoch: stamp, address: String::new() }];
+            put_members(&mut out, &members);
+            put_end(&mut out);
+            let expected =
+                vec![Message::Start { position, resumed }, Message::Echo(echo), Message::Members(members), Message::End];
+            prop_assert_eq!(decode(&out, 3).unwrap(), expected);
             let mut decoder = Decoder::default();
             decoder.add(&encode_ping(stamp));
             prop_assert_eq!(decoder.ping().unwrap(), Some(stamp));

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvasar::kv::{
-    Change, Expires, Read, Writer as _,
+    Change, Expires, Read, Via, Writer as _,
     kept::{EntryKey, Kept},
 };
 
@@ -142,7 +142,7 @@ async fn pushed(world: &Arc<World>, nodes: &[usize], chance: &mut Chance) {
     let Some(process) = world.process(node) else { return };
     let number = world.checker().attempt(key, 100);
     let change = Change::Put { value: workload::value(number, 100), metadata: None, expires: Expires::Never };
-    let written = process.tier.write(world.namespace(), &world.keys[key], change, None).await;
+    let written = process.tier.write(world.namespace(), &world.keys[key], change, Via::default()).await;
     let version = match written {
         Ok(written) => written.version.as_u64(),
         Err(error) => return world.fail(node, Some(key), format!("a write after all is mended: {error}")),

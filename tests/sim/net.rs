@@ -20,7 +20,7 @@ use kvasar::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, Backend, Change, Control, Controlled, Key, List, NamespaceId, Page, Read, Source, State,
-        Value, ValueStream, Version, Writer, Written,
+        Value, ValueStream, Version, Via, Writer, Written,
         feed::{Follow, FollowerId, Frames},
         kept::Hit,
     },
@@ -438,29 +438,28 @@ impl Source for Link {
 
 #[async_trait]
 impl Writer for Link {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         let key = key.clone();
         self.ask(length(&change), move |served, connection| {
             let change = connection.carry_change(change);
             Box::pin(async move {
                 // What upstream was handed, it goes on with, also when nobody waits any more.
-                served.backend.write(namespace, &key, change, by).await.map(on_wire)
+                served.backend.write(namespace, &key, change, via).await.map(on_wire)
             })
         })
         .await
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         let bytes = writes.iter().map(|(_, change)| length(change)).sum();
         self.ask(bytes, move |served, _| {
             Box::pin(async move {
-                let outcomes = served.backend.write_many(namespace, writes).await?;
+                let outcomes = served.backend.write_many(namespace, writes, via).await?;
                 Ok(outcomes.into_iter().map(|outcome| outcome.map(on_wire)).collect())
             })
         })

@@ -225,6 +225,10 @@ impl Store for SimStore {
     fn in_place(&self) -> Option<Arc<dyn Store>> {
         None
     }
+
+    fn agreement(&self) -> Option<&dyn Agreement> {
+        None
+    }
 }
 
 /// Keys are named for their numbers.

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use kvasar::{
     error::{Error, Kind},
     kv::{
-        Answer, CacheStatus, Change, Expires, Key, List, Read, Source as _, State, Value, ValueStream, Version,
+        Answer, CacheStatus, Change, Expires, Key, List, Read, Source as _, State, Value, ValueStream, Version, Via,
         Writer as _, Written, kept::EntryKey,
     },
 };
@@ -404,7 +404,7 @@ async fn write(world: Arc<World>, node: usize, process: Process, key: KeyIndex, 
     let written = tokio::select! {
         biased;
         () = process.life.end.cancelled() => return world.count("writes cut off"),
-        written = process.tier.write(world.namespace(), &world.keys[key], change, None) => written,
+        written = process.tier.write(world.namespace(), &world.keys[key], change, Via::default()) => written,
     };
     acknowledged(&world, node, &process, key, attempt, written, started);
 }
@@ -422,7 +422,7 @@ async fn write_many(world: Arc<World>, node: usize, process: Process, popularity
     let outcomes = tokio::select! {
         biased;
         () = process.life.end.cancelled() => return world.count("writes cut off"),
-        outcomes = process.tier.write_many(world.namespace(), writes) => outcomes,
+        outcomes = process.tier.write_many(world.namespace(), writes, Via::default()) => outcomes,
     };
     match outcomes {
         Ok(outcomes) => {

@@ -125,7 +125,10 @@ impl World {
     async fn put(&self, key: &str, value: &[u8], metadata: Option<&[u8]>, expires: Expires) {
         let value = Value::Whole(Bytes::copy_from_slice(value));
         let put = Change::Put { value, metadata: metadata.map(Bytes::copy_from_slice), expires };
-        self.origin.write(self.namespace, &Key::new(key.to_owned()).unwrap(), put, None).await.unwrap();
+        self.origin
+            .write(self.namespace, &Key::new(key.to_owned()).unwrap(), put, crate::kv::Via::default())
+            .await
+            .unwrap();
     }
 
     /// What one connection answers to requests, and how many of them were hot.

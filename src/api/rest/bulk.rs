@@ -16,7 +16,7 @@ use crate::{
     api::error::{BULK_TOO_MANY, MALFORMED, TOO_LARGE},
     clock::{Clock, Elapsed, Moment, within},
     error::{Error, Kind, Result},
-    kv::{Change, Key, NamespaceId, Rights, Written},
+    kv::{Change, Key, NamespaceId, Rights, Via, Written},
     limits,
 };
 
@@ -177,7 +177,7 @@ impl Rest {
         let batches: Vec<Vec<Key>> = keys.chunks(limits::WRITE_BATCH_ENTRIES_MAX).map(<[Key]>::to_vec).collect();
         let batches = batches.into_iter().map(|batch| async move {
             let writes = batch.iter().map(|key| (key.clone(), Change::Delete)).collect();
-            (batch, self.backend.write_many(namespace, writes).await)
+            (batch, self.backend.write_many(namespace, writes, Via::default()).await)
         });
         let mut done = stream::iter(batches).buffer_unordered(BATCHES_IN_FLIGHT);
         let mut tally = Tally::default();

@@ -27,7 +27,7 @@ use crate::{
         query::{expires, whole_number},
     },
     error::Result,
-    kv::{Change, Expires, Key, NamespaceId, Rights, Value, Written, too_large},
+    kv::{Change, Expires, Key, NamespaceId, Rights, Value, Via, Written, too_large},
     limits,
 };
 
@@ -333,7 +333,7 @@ impl Rest {
             let value = Value::Whole(part(&entry.value));
             (entry.key.clone(), Change::Put { value, metadata, expires: entry.expires })
         });
-        self.backend.write_many(namespace, writes.collect()).await
+        self.backend.write_many(namespace, writes.collect(), Via::default()).await
     }
 
     async fn write_large(
@@ -347,7 +347,7 @@ impl Rest {
             false => Some(spools.entries.read(entry.metadata.clone()).await?),
         };
         let change = Change::Put { value: spools.value(entry), metadata, expires: entry.expires };
-        self.backend.write(namespace, &entry.key, change, None).await
+        self.backend.write(namespace, &entry.key, change, Via::default()).await
     }
 }
 

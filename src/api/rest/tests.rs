@@ -37,8 +37,8 @@ use crate::{
     error::{Error, Result},
     kv::{
         Account, AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, NewToken, Page, Read, Rights,
-        Source, Version, Writer, Written,
-        feed::{Follow, FollowerId, Frames},
+        Source, Version, Via, Writer, Written,
+        feed::{Follow, Frames},
         kept::Hit,
     },
     metrics::Metrics,
@@ -286,23 +286,22 @@ impl Source for Faulty {
 
 #[async_trait]
 impl Writer for Faulty {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         match self.refused(key) {
             Some(error) => Err(error),
-            None => self.origin.write(namespace, key, change, by).await,
+            None => self.origin.write(namespace, key, change, via).await,
         }
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         let mut outcomes = Vec::new();
         for (key, change) in writes {
-            outcomes.push(self.write(namespace, &key, change, None).await);
+            outcomes.push(self.write(namespace, &key, change, via).await);
         }
         Ok(outcomes)
     }

@@ -18,7 +18,8 @@ use crate::{
     },
     error::{Error, Result},
     kv::{
-        Change, Entry, Expires, Key, NamespaceId, Read, Rights, State, Value, ValueStream, Version, Written, too_large,
+        Change, Entry, Expires, Key, NamespaceId, Read, Rights, State, Value, ValueStream, Version, Via, Written,
+        too_large,
     },
     limits, wire,
 };
@@ -59,7 +60,7 @@ impl Rest {
 
     pub(super) async fn delete_value(&self, call: &Call<'_>, id: &str, key: &str) -> Answer {
         let namespace = self.namespace(call, id, Rights::Write).await?;
-        let written = self.backend.write(namespace, &decode_key(key)?, Change::Delete, None).await?;
+        let written = self.backend.write(namespace, &decode_key(key)?, Change::Delete, Via::default()).await?;
         Ok(acknowledged(written))
     }
 
@@ -85,7 +86,7 @@ impl Rest {
         let form = multipart::read(upload, boundary, &self.spool_room).await?;
         let value = form.value.value(0..form.value.length());
         let change = Change::Put { value, metadata: form.metadata, expires };
-        Ok(acknowledged(self.backend.write(namespace, key, change, None).await?))
+        Ok(acknowledged(self.backend.write(namespace, key, change, Via::default()).await?))
     }
 
     /// A body that is the value. A small one is gathered, so that it is written in one piece; a larger one goes on as it arrives.
@@ -107,7 +108,7 @@ impl Rest {
             false => Value::Stream(ValueStream { length: upload.announced(), chunks: limited(first.freeze(), upload) }),
         };
         let change = Change::Put { value, metadata: None, expires };
-        match self.backend.write(namespace, key, change, None).await {
+        match self.backend.write(namespace, key, change, Via::default()).await {
             Ok(written) => Ok(acknowledged(written)),
             // What was wrong with the body says more than how the writer came to notice.
             Err(_) if upload.read() > limits::VALUE_BYTES_MAX => Err(self.too_large(upload).await.into()),

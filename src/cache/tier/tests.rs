@@ -96,7 +96,7 @@ impl World {
     async fn put(&self, name: &str, value: &'static [u8]) -> Written {
         let change =
             Change::Put { value: Bytes::from_static(value).into(), metadata: None, expires: crate::kv::Expires::Never };
-        self.tier.write(NAMESPACE, &key(name), change, None).await.expect("the write is taken")
+        self.tier.write(NAMESPACE, &key(name), change, Via::default()).await.expect("the write is taken")
     }
 }
 
@@ -298,10 +298,10 @@ async fn a_location_reads_its_own_writes_at_once() {
     w.read("k", within_age(60)).await;
     w.put("k", b"mine").await;
     assert_eq!(w.read("k", within_age(60)).await, (Some("mine".into()), CacheStatus::Hit, Duration::ZERO));
-    w.tier.write(NAMESPACE, &key("k"), Change::Delete, None).await.unwrap();
+    w.tier.write(NAMESPACE, &key("k"), Change::Delete, Via::default()).await.unwrap();
     assert_eq!(w.read("k", within_age(60)).await, (None, CacheStatus::Hit, Duration::ZERO));
     let put = Change::Put { value: Bytes::from("many").into(), metadata: None, expires: crate::kv::Expires::Never };
-    w.tier.write_many(NAMESPACE, vec![(key("k"), put)]).await.unwrap();
+    w.tier.write_many(NAMESPACE, vec![(key("k"), put)], Via::default()).await.unwrap();
     assert_eq!(w.read("k", within_age(60)).await.0, Some("many".into()));
 }
 
@@ -326,7 +326,7 @@ async fn a_write_too_large_to_keep_still_hides_what_was_held() {
     let chunks: Vec<_> = large.chunks(10_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
     let value = Value::Stream(ValueStream { length: None, chunks: futures_util::stream::iter(chunks).boxed() });
     let change = Change::Put { value, metadata: None, expires: crate::kv::Expires::Never };
-    w.tier.write(NAMESPACE, &key("k"), change, None).await.unwrap();
+    w.tier.write(NAMESPACE, &key("k"), change, Via::default()).await.unwrap();
     assert_eq!(w.read("k", within_age(60)).await, (Some(large), CacheStatus::Miss, Duration::ZERO));
 }
 

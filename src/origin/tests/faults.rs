@@ -172,7 +172,8 @@ async fn on_disk_all_of_it_is_there_after_a_restart() {
     let mut last = None;
     for length in lengths {
         let change = Change::Put { value: pattern(length, 9).into(), metadata: None, expires: Expires::After(3600) };
-        last = Some(origin.write(namespace, &key(&format!("k{length}")), change, None).await.unwrap().version);
+        last =
+            Some(origin.write(namespace, &key(&format!("k{length}")), change, Via::default()).await.unwrap().version);
     }
     origin.close().await;
     drop(origin);
@@ -183,6 +184,6 @@ async fn on_disk_all_of_it_is_there_after_a_restart() {
         let State::Present(entry) = answer.state else { panic!("the entry is there") };
         assert_eq!(entry.value.collect(u64::MAX).await.unwrap(), pattern(length, 9));
     }
-    let written = origin.write(namespace, &key("new"), Change::Delete, None).await.unwrap();
+    let written = origin.write(namespace, &key("new"), Change::Delete, Via::default()).await.unwrap();
     assert!(Some(written.version) > last);
 }

@@ -84,7 +84,11 @@ async fn single_puts(bench: &Bench) {
     let mut times = Vec::new();
     for i in 0..500 {
         let start = now();
-        bench.origin.write(bench.namespace, &key(&format!("single/{i}")), put(pattern(100, 0)), None).await.unwrap();
+        bench
+            .origin
+            .write(bench.namespace, &key(&format!("single/{i}")), put(pattern(100, 0)), Via::default())
+            .await
+            .unwrap();
         times.push(start.elapsed());
     }
     println!("one put after the other: {:.0} puts/s, {}", rate(500, start), percentiles(times));
@@ -100,7 +104,7 @@ async fn puts_at_once(bench: &Bench) {
                 tokio::spawn(async move {
                     for i in 0..each {
                         let name = format!("at-once/{client}/{i}");
-                        origin.write(namespace, &key(&name), put(pattern(100, 0)), None).await.unwrap();
+                        origin.write(namespace, &key(&name), put(pattern(100, 0)), Via::default()).await.unwrap();
                     }
                 })
             })
@@ -129,7 +133,7 @@ async fn bulk_load(bench: &Bench) {
                     for batch in (caller..half / 1000).step_by(callers) {
                         let keys = (0..1000).map(|i| scattered(offset + batch * 1000 + i));
                         let writes = keys.map(|key| (key, put(pattern(100, 0)))).collect();
-                        for outcome in origin.write_many(namespace, writes).await.unwrap() {
+                        for outcome in origin.write_many(namespace, writes, Via::default()).await.unwrap() {
                             outcome.unwrap();
                         }
                     }
@@ -191,7 +195,7 @@ async fn chunk_sized(bench: &Bench) {
     let value = pattern(65_536, 0);
     for batch in 0..20_000 / 50 {
         let writes = (0..50).map(|i| (key(&format!("chunk/{batch}/{i}")), put(value.clone()))).collect();
-        for outcome in bench.origin.write_many(bench.namespace, writes).await.unwrap() {
+        for outcome in bench.origin.write_many(bench.namespace, writes, Via::default()).await.unwrap() {
             outcome.unwrap();
         }
     }
@@ -211,7 +215,7 @@ async fn at_once(bench: &Bench) {
                 let chunks = futures_util::stream::iter(parts).boxed();
                 let value = Value::Stream(ValueStream { length: Some(LENGTH as u64), chunks });
                 let change = Change::Put { value, metadata: None, expires: Expires::Never };
-                origin.write(namespace, &key, change, None).await.unwrap();
+                origin.write(namespace, &key, change, Via::default()).await.unwrap();
                 let answer = origin.get(namespace, &key, &Read::latest()).await.unwrap();
                 let State::Present(entry) = answer.state else { panic!("the entry is there") };
                 let (expected, mut read) = (pattern(65_536, client), 0);
@@ -239,18 +243,18 @@ async fn overwriting(bench: &Bench) {
     let start = now();
     let before = disk_bytes(bench.dir.path()) >> 20;
     for round in 0..100u8 {
-        bench.origin.write(bench.namespace, &key("over"), put(pattern(25 << 20, round)), None).await.unwrap();
+        bench.origin.write(bench.namespace, &key("over"), put(pattern(25 << 20, round)), Via::default()).await.unwrap();
     }
     let after = disk_bytes(bench.dir.path()) >> 20;
     let took = start.elapsed();
     println!("100 times 25 MiB over one key: {took:?}; on disk {before} MiB before, {after} MiB after");
     for i in 0..64 {
-        bench.origin.write(bench.namespace, &key(&format!("large/{i}")), Change::Delete, None).await.unwrap();
+        bench.origin.write(bench.namespace, &key(&format!("large/{i}")), Change::Delete, Via::default()).await.unwrap();
     }
     RealClock::shared().sleep(SECOND * 5).await;
     println!("64 times 25 MiB deleted, 5 s later: {} MiB on disk", disk_bytes(bench.dir.path()) >> 20);
     for round in 0..20u8 {
-        bench.origin.write(bench.namespace, &key("over"), put(pattern(25 << 20, round)), None).await.unwrap();
+        bench.origin.write(bench.namespace, &key("over"), put(pattern(25 << 20, round)), Via::default()).await.unwrap();
     }
     RealClock::shared().sleep(SECOND * 5).await;
     println!("20 times 25 MiB over one key more, 5 s later: {} MiB on disk", disk_bytes(bench.dir.path()) >> 20);

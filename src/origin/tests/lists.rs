@@ -30,7 +30,7 @@ async fn names_come_in_byte_order_within_their_prefix_and_namespace() {
     fill(&world, &["b", "a/2", "a/1", "a", "\u{fffd}", "Z", "a/\u{10ffff}"]).await;
     let other = create_namespace(&world.origin, "other").await.unwrap();
     let put = Change::Put { value: Bytes::new().into(), metadata: None, expires: Expires::Never };
-    world.origin.write(other, &key("a/foreign"), put, None).await.unwrap();
+    world.origin.write(other, &key("a/foreign"), put, Via::default()).await.unwrap();
     assert_eq!(world.names().await, ["Z", "a", "a/1", "a/2", "a/\u{10ffff}", "b", "\u{fffd}"]);
     let page = world.list("a/", 1000, None).await.unwrap();
     assert_eq!(names(&page), ["a/1", "a/2", "a/\u{10ffff}"]);
@@ -45,7 +45,7 @@ async fn a_listing_carries_metadata_and_expiration() {
         metadata: Some(Bytes::from("[1]")),
         expires: Expires::After(100),
     };
-    let written = world.origin.write(world.namespace, &key("k"), change, None).await.unwrap();
+    let written = world.origin.write(world.namespace, &key("k"), change, Via::default()).await.unwrap();
     let page = world.list("", 10, None).await.unwrap();
     assert_eq!(page.keys[0].metadata.as_deref(), Some(&b"[1]"[..]));
     assert_eq!(page.keys[0].expiration, written.expiration);
@@ -91,7 +91,7 @@ async fn a_page_steps_over_a_bounded_number_of_expired_entries() {
             (key(&format!("k{i:06}")), put)
         })
         .collect();
-    world.origin.write_many(world.namespace, writes).await.unwrap();
+    world.origin.write_many(world.namespace, writes, Via::default()).await.unwrap();
     world.put("z", Bytes::from("v")).await.unwrap();
     // The sweeper sleeps by the monotonic clock, so it doesn't help.
     world.clock.step_wall(60_000);

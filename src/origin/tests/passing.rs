@@ -38,6 +38,10 @@ impl Store for SlowStore {
     fn in_place(&self) -> Option<Arc<dyn Store>> {
         None
     }
+
+    fn agreement(&self) -> Option<&dyn crate::store::Agreement> {
+        None
+    }
 }
 
 #[tokio::test]
@@ -56,7 +60,7 @@ async fn an_absence_is_as_of_no_earlier_than_the_removal_that_made_it() {
     let writes = vec![(key("k"), put), (key("k"), Change::Delete)];
     let writing = tokio::spawn({
         let origin = Arc::clone(&origin);
-        async move { origin.write_many(namespace, writes).await }
+        async move { origin.write_many(namespace, writes, Via::default()).await }
     });
     for _ in 0..100 {
         tokio::task::yield_now().await;

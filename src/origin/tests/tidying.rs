@@ -44,6 +44,10 @@ impl Store for ScannedStore {
     fn in_place(&self) -> Option<Arc<dyn Store>> {
         None
     }
+
+    fn agreement(&self) -> Option<&dyn crate::store::Agreement> {
+        None
+    }
 }
 
 /// A world whose store knows its scans.
@@ -154,7 +158,7 @@ async fn a_garbled_row_does_not_hold_up_the_reclaimer() {
     let broken = create_namespace(&world.origin, "broken").await.unwrap();
     for name in ["a", "b", "c"] {
         let put = Change::Put { value: pattern(600, 1).into(), metadata: None, expires: Expires::Never };
-        world.origin.write(broken, &key(name), put, None).await.unwrap();
+        world.origin.write(broken, &key(name), put, Via::default()).await.unwrap();
     }
     plant(
         &world,

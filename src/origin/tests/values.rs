@@ -96,7 +96,7 @@ async fn an_upload_whose_client_goes_away_is_reclaimed() {
     let change = Change::Put { value: body, metadata: None, expires: Expires::Never };
     let upload = tokio::spawn({
         let (origin, namespace) = (Arc::clone(&world.origin), world.namespace);
-        async move { origin.write(namespace, &key("k"), change, None).await }
+        async move { origin.write(namespace, &key("k"), change, Via::default()).await }
     });
     world.until_rows(Table::Chunk, 2).await;
     assert_eq!(world.store.count(Table::Reclaim), 1);
@@ -113,7 +113,7 @@ async fn an_upload_under_way_at_a_crash_is_reclaimed_at_the_next_start() {
     let change = Change::Put { value: body, metadata: None, expires: Expires::Never };
     tokio::spawn({
         let (origin, namespace) = (Arc::clone(&world.origin), world.namespace);
-        async move { origin.write(namespace, &key("k"), change, None).await }
+        async move { origin.write(namespace, &key("k"), change, Via::default()).await }
     });
     world.until_rows(Table::Chunk, 2).await;
     // Another write's sync puts the chunks on disk.

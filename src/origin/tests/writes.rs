@@ -11,7 +11,7 @@ async fn a_written_entry_is_read_with_its_version_and_metadata() {
         metadata: Some(Bytes::from("{\"a\":1}")),
         expires: Expires::After(60),
     };
-    let written = world.origin.write(world.namespace, &key("k"), change, None).await.unwrap();
+    let written = world.origin.write(world.namespace, &key("k"), change, Via::default()).await.unwrap();
     let answer = world.answer("k").await;
     assert_eq!(answer.version, written.version);
     assert_eq!(answer.age, Duration::ZERO);
@@ -27,7 +27,7 @@ async fn an_overwrite_replaces_value_metadata_and_expiration() {
     let world = World::start().await;
     let change =
         Change::Put { value: Bytes::from("1").into(), metadata: Some(Bytes::from("1")), expires: Expires::After(60) };
-    let first = world.origin.write(world.namespace, &key("k"), change, None).await.unwrap();
+    let first = world.origin.write(world.namespace, &key("k"), change, Via::default()).await.unwrap();
     let second = world.put("k", Bytes::from("2")).await.unwrap();
     assert!(second.version > first.version);
     let State::Present(entry) = world.answer("k").await.state else { panic!("the entry is there") };
@@ -44,7 +44,7 @@ async fn every_write_has_a_version_of_its_own_also_within_a_batch() {
             (key("same"), if i % 3 == 2 { Change::Delete } else { put })
         })
         .collect();
-    let outcomes = world.origin.write_many(world.namespace, writes).await.unwrap();
+    let outcomes = world.origin.write_many(world.namespace, writes, Via::default()).await.unwrap();
     let versions: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().version).collect();
     assert!(versions.is_sorted_by(|a, b| a < b));
     assert_eq!(world.get("same").await.unwrap(), "99");
@@ -89,7 +89,7 @@ async fn each_write_of_many_has_its_own_outcome() {
         (key("d"), put(Expires::At(5))),
         (key("e"), put(Expires::After(60))),
     ];
-    let outcomes = world.origin.write_many(world.namespace, writes).await.unwrap();
+    let outcomes = world.origin.write_many(world.namespace, writes, Via::default()).await.unwrap();
     let kinds: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().err().map(|error| error.kind)).collect();
     assert_eq!(kinds, [None, Some(Kind::ExpirationTtlInvalid), None, Some(Kind::ExpirationInvalid), None]);
     assert_eq!(outcomes[4].as_ref().unwrap().time_left, Some(60 * SECOND));
@@ -100,18 +100,18 @@ async fn each_write_of_many_has_its_own_outcome() {
 async fn an_unknown_namespace_takes_no_write() {
     let world = World::start().await;
     let nowhere = NamespaceId::from_u128(77);
-    let error = world.origin.write(nowhere, &key("k"), Change::Delete, None).await.unwrap_err();
+    let error = world.origin.write(nowhere, &key("k"), Change::Delete, Via::default()).await.unwrap_err();
     assert_eq!((error.kind, error.message.as_str()), (Kind::NamespaceUnknown, "namespace not found"));
-    assert!(world.origin.write_many(nowhere, Vec::new()).await.is_err());
+    assert!(world.origin.write_many(nowhere, Vec::new(), Via::default()).await.is_err());
 }
 
 #[tokio::test]
 async fn the_reserved_namespace_takes_no_direct_write() {
     let world = World::start().await;
-    let error = world.origin.write(NamespaceId::RESERVED, &key("k"), Change::Delete, None).await.unwrap_err();
+    let error = world.origin.write(NamespaceId::RESERVED, &key("k"), Change::Delete, Via::default()).await.unwrap_err();
     assert_eq!(error.kind, Kind::Forbidden);
     let writes = vec![(key("k"), Change::Delete)];
-    let error = world.origin.write_many(NamespaceId::RESERVED, writes).await.unwrap_err();
+    let error = world.origin.write_many(NamespaceId::RESERVED, writes, Via::default()).await.unwrap_err();
     assert_eq!(error.kind, Kind::Forbidden);
 }
 

@@ -416,7 +416,7 @@ async fn bulk_get_answers_each_key_once() {
         }})
     );
     let reply = bulk_get(&world, json!({"keys": ["b"], "type": "json", "withMetadata": false})).await;
-    // Passed through as it was written, not decoded.
+    // Via through as it was written, not decoded.
     assert!(String::from_utf8(reply.body.to_vec()).unwrap().contains(r#"{"b":{"deep": [1, 2.50]}}"#));
 }
 

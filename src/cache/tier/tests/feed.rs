@@ -288,11 +288,11 @@ async fn a_silent_link_is_given_up_within_three_intervals() {
 
     #[async_trait]
     impl Writer for Mute {
-        async fn write(&self, _: NamespaceId, _: &Key, _: Change, _: Option<FollowerId>) -> Result<Written> {
+        async fn write(&self, _: NamespaceId, _: &Key, _: Change, _: Via) -> Result<Written> {
             Err(Error::unavailable("mute"))
         }
 
-        async fn write_many(&self, _: NamespaceId, _: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+        async fn write_many(&self, _: NamespaceId, _: Vec<(Key, Change)>, _: Via) -> Result<Vec<Result<Written>>> {
             Err(Error::unavailable("mute"))
         }
 
@@ -386,7 +386,7 @@ async fn a_state_comes_along_to_those_that_wrote_an_earlier_one() {
     settle().await;
     let mine = Value::Whole(Bytes::from_static(b"mine"));
     let put = Change::Put { value: mine, metadata: None, expires: Expires::Never };
-    below.write(NAMESPACE, &key("k"), put, None).await.unwrap();
+    below.write(NAMESPACE, &key("k"), put, Via::default()).await.unwrap();
     world.pass(2 * SECOND).await;
     let version = world.change("k", Some(b"theirs"), true).await;
     settle().await;

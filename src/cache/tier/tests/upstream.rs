@@ -141,27 +141,26 @@ impl Source for Upstream {
 
 #[async_trait]
 impl Writer for Upstream {
-    async fn write(
-        &self,
-        namespace: NamespaceId,
-        key: &Key,
-        change: Change,
-        by: Option<FollowerId>,
-    ) -> Result<Written> {
+    async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         self.failure()?;
         let value = match change {
             Change::Delete => None,
             Change::Put { value, .. } => Some(value.collect(crate::limits::VALUE_BYTES_MAX).await?),
         };
         let version = self.set(key, value.as_deref(), None);
-        by.into_iter().for_each(|by| self.feed.note(by, namespace, key.as_bytes()));
+        via.follower.into_iter().for_each(|by| self.feed.note(by, namespace, key.as_bytes()));
         Ok(Written { version, expiration: None, time_left: None })
     }
 
-    async fn write_many(&self, namespace: NamespaceId, writes: Vec<(Key, Change)>) -> Result<Vec<Result<Written>>> {
+    async fn write_many(
+        &self,
+        namespace: NamespaceId,
+        writes: Vec<(Key, Change)>,
+        via: Via,
+    ) -> Result<Vec<Result<Written>>> {
         let mut outcomes = Vec::new();
         for (key, change) in writes {
-            outcomes.push(self.write(namespace, &key, change, None).await);
+            outcomes.push(self.write(namespace, &key, change, via).await);
         }
         Ok(outcomes)
     }
