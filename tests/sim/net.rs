@@ -21,7 +21,7 @@ use kvasar::{
     kv::{
         AccountId, Answer, Backend, Change, Control, Controlled, Key, List, NamespaceId, Page, Read, Source, State,
         Value, ValueStream, Version, Via, Writer, Written,
-        feed::{Follow, FollowerId, Frames},
+        feed::{Follow, Frames},
         kept::Hit,
     },
 };

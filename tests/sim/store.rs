@@ -226,7 +226,7 @@ impl Store for SimStore {
         None
     }
 
-    fn agreement(&self) -> Option<&dyn Agreement> {
+    fn agreement(&self) -> Option<&dyn kvasar::store::Agreement> {
         None
     }
 }
