@@ -90,9 +90,17 @@ pub enum Message {
     /// The answer to a ping, behind every item queued before the ping was read.
     Echo(Echo),
     /// From one of several origins on one store: all that may have begun a write before any echo from here on, itself included (O4).
-    Members(Vec<Member>),
+    Members(Members),
     /// From an origin that leaves: it has sent every change that it made, and makes no more.
     End,
+}
+
+/// The origins on one store, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// How often an origin has joined so far. By this a follower knows that one came and went between two lists that it heard.
+    pub joined: u64,
+    pub list: Vec<Member>,
 }
 
 /// One of several origins on one store.

@@ -8,7 +8,7 @@
 //! | 2 items | sender | number of the first u64, then the items |
 //! | 3 echo | sender | stamp u64, known u8 (0 or 1), age in microseconds u64, safe version u64 |
 //! | 4 ping | follower | stamp u64 |
-//! | 5 members | sender, one of several origins | for each its epoch u64, length of its address u16, and the address |
+//! | 5 members | sender, one of several origins | how often one has joined u64, and for each its epoch u64, length of its address u16, and the address |
 //! | 6 end | sender, an origin that leaves | |
 //!
 //! An item is its kind (u8) and its fields. Both kinds of purge begin alike, so that a sender can leave the state of one out:
@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         Key, NamespaceId, Version,
-        feed::{Echo, Item, Member, Message, Position, Proof, Purge, Pushed},
+        feed::{Echo, Item, Member, Members, Message, Position, Proof, Purge, Pushed},
     },
 };
 
@@ -82,10 +82,11 @@ pub fn put_echo(out: &mut BytesMut, echo: Echo) {
     out.put_u64(echo.proof.map_or(0, |proof| proof.version.as_u64()));
 }
 
-pub fn put_members(out: &mut BytesMut, members: &[Member]) {
-    let length = members.iter().map(|member| 10 + member.address.len()).sum::<usize>();
+pub fn put_members(out: &mut BytesMut, members: &Members) {
+    let length = 8 + members.list.iter().map(|member| 10 + member.address.len()).sum::<usize>();
     head(out, MEMBERS, u32::try_from(length).expect("a cluster has some dozens of origins"));
-    for member in members {
+    out.put_u64(members.joined);
+    for member in &members.list {
         out.put_u64(member.epoch);
         out.put_u16(u16::try_from(member.address.len()).expect("checked where an origin is given its address"));
         out.put_slice(member.address.as_bytes());
@@ -266,14 +267,15 @@ fn decode_message(kind: u8, payload: &mut Bytes) -> Option<Message> {
             Some(Message::Echo(Echo { stamp, proof: known.then_some(proof) }))
         }
         MEMBERS => {
-            let mut members = Vec::new();
+            let joined = payload.try_get_u64().ok()?;
+            let mut list = Vec::new();
             while payload.has_remaining() {
                 let epoch = payload.try_get_u64().ok()?;
                 let length = payload.try_get_u16().ok()?;
                 let address = String::from_utf8(take(payload, length.into())?.to_vec()).ok()?;
-                members.push(Member { epoch, address });
+                list.push(Member { epoch, address });
             }
-            Some(Message::Members(members))
+            Some(Message::Members(Members { joined, list }))
         }
         END => Some(Message::End),
         _ => None,
@@ -418,7 +420,8 @@ mod tests {
             let mut out = BytesMut::new();
             put_start(&mut out, position, resumed);
             put_echo(&mut out, echo);
-            let members = vec![Member { epoch, address: "one:7000".into() }, Member { epoch: stamp, address: String::new() }];
+            let list = vec![Member { epoch, address: "one:7000".into() }, Member { epoch: stamp, address: String::new() }];
+            let members = Members { joined: stamp, list };
             put_members(&mut out, &members);
             put_end(&mut out);
             let expected =
