@@ -122,12 +122,14 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// Whether another server answered this, which shows that it is there.
     pub answered: bool,
+    /// Whether it is certain that the request had no effect and will have none, so that anything may be asked again elsewhere.
+    pub untaken: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), retry_after: None, answered: false, source: None }
+        Error { kind, message: message.into(), retry_after: None, answered: false, untaken: false, source: None }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Error {
@@ -154,6 +156,12 @@ impl Error {
         self
     }
 
+    /// The same, and certainly nothing was done of what was asked for.
+    pub fn and_untaken(mut self) -> Error {
+        self.untaken = true;
+        self
+    }
+
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.source = Some(source.into());
         self
@@ -166,6 +174,7 @@ impl Error {
             message: self.message.clone(),
             retry_after: self.retry_after,
             answered: self.answered,
+            untaken: self.untaken,
             source: None,
         }
     }

@@ -42,6 +42,8 @@ pub const WRITE_ID: &str = "kvasar-write-id";
 /// There when the answering tier's feed covers the state.
 pub const COVERED: &str = "kvasar-covered";
 pub const ERROR: &str = "kvasar-error";
+/// There with an error when nothing was done, nor will be, of what was asked for.
+pub const UNTAKEN: &str = "kvasar-untaken";
 pub const METADATA: &str = "cf-kv-metadata";
 pub const EXPIRATION: &str = "cf-expiration";
 pub const CACHE_STATUS: &str = "cf-cache-status";
@@ -424,11 +426,11 @@ pub fn decode_error(status: StatusCode, headers: &HeaderMap, reason: Option<&Rea
         Some(reason) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
         None => status.canonical_reason().unwrap_or("unexplained").to_string(),
     };
-    let error = Error::new(kind, message).from_elsewhere();
-    match headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()) {
-        Some(seconds) => error.after(Duration::from_secs(seconds)),
-        None => error,
-    }
+    let mut error = Error::new(kind, message).from_elsewhere();
+    error.untaken = headers.contains_key(UNTAKEN);
+    let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    error.retry_after = seconds.map(Duration::from_secs);
+    error
 }
 
 /// A list page in the form of worker-binding 2.6: metadata is a JSON string that holds JSON.

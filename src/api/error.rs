@@ -55,6 +55,9 @@ pub fn binding_response(error: &Error) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain;charset=UTF-8"));
     insert_kind(headers, error.kind);
+    if error.untaken {
+        headers.insert(wire::UNTAKEN, HeaderValue::from_static("1"));
+    }
     insert_retry_after(headers, error.retry_after);
     response
 }
@@ -194,6 +197,12 @@ mod tests {
             assert!(status.is_client_error() || status.is_server_error());
             assert!(status != StatusCode::NOT_FOUND && status != StatusCode::GONE, "{}", kind.name());
         }
+    }
+
+    #[test]
+    fn that_nothing_was_done_is_said_where_it_is_certain() {
+        let says = |error: Error| binding_response(&error).headers().contains_key(wire::UNTAKEN);
+        assert!(!says(Error::unavailable("busy")) && says(Error::unavailable("busy").and_untaken()));
     }
 
     #[test]

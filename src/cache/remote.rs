@@ -91,7 +91,7 @@ impl Remote {
     /// A place among the requests out, or an error that says that there are too many.
     async fn place(&self) -> Result<OwnedSemaphorePermit> {
         let place = clock::within(&*self.clock, self.deadline, Arc::clone(&self.places).acquire_owned()).await;
-        let busy = || Error::unavailable(format!("too many requests to {} are under way", self.address));
+        let busy = || Error::unavailable(format!("too many requests to {} are under way", self.address)).and_untaken();
         place.map_err(|_| busy())?.map_err(|_| busy())
     }
 
@@ -150,7 +150,9 @@ impl Remote {
             // Not upstream failed, but the body that was being sent to it.
             Some(failure) => failure,
             None if error.is_connect() => {
-                Error::new(Kind::Unreachable, format!("{} can't be reached", self.address)).with_source(error)
+                let error =
+                    Error::new(Kind::Unreachable, format!("{} can't be reached", self.address)).with_source(error);
+                error.and_untaken()
             }
             None => progress.failed(format!("{} broke off", self.address)).with_source(error),
         })?;

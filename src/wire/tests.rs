@@ -186,6 +186,9 @@ fn an_answered_error_keeps_its_kind_text_and_wait() {
     assert_eq!(error.kind, Kind::ValueTooLarge);
     assert_eq!(error.message, "Value length of 9 exceeds limit of 8.");
     assert_eq!(error.retry_after, Some(Duration::from_secs(3)));
+    assert!(error.answered && !error.untaken);
+    headers.insert(UNTAKEN, HeaderValue::from_static("1"));
+    assert!(decode_error(StatusCode::SERVICE_UNAVAILABLE, &headers, None).untaken);
 }
 
 #[test]
