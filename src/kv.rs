@@ -7,6 +7,7 @@
 
 pub mod feed;
 pub mod kept;
+mod version;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
