@@ -1,6 +1,9 @@
-//! What every store must do, checked for each of them.
+//! What every store must do, checked for each of them; then what embedded ones alone promise, and what shared ones do.
 //!
-//! A check gets a store and, to look at what a restart finds, a way to close and open it again.
+//! A check gets a store and, to look at what a restart finds, a way to close and open it again. Those of a store in Cassandra need a ring: they are ignored
+//! unless asked for, and then fail without one (`tests/ring`, whose nodes `KVASAR_TEST_CASSANDRA` names; `./test` does both).
+
+mod shared;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -51,6 +54,12 @@ impl Bench for Disk {
 /// The disk store as a thread of its own uses it, and with scans that remember each place where nothing was.
 struct InPlace(Disk);
 
+impl InPlace {
+    fn start() -> InPlace {
+        InPlace(Disk::remembering(Duration::ZERO))
+    }
+}
+
 impl Bench for InPlace {
     fn store(&self) -> Arc<dyn Store> {
         self.0.store().in_place().expect("a disk blocks")
@@ -82,32 +91,57 @@ impl Bench for Memory {
     }
 }
 
-macro_rules! contract {
+/// The checks as tests of one store, made by `$start`.
+macro_rules! checked {
+    ($start:expr => $($check:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $check() {
+            super::super::$check(&mut $start).await;
+        })*
+    };
+}
+
+macro_rules! checked_on_a_ring {
     ($($check:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        #[ignore = "needs a ring: tests/ring"]
+        async fn $check() {
+            super::super::$check(&mut super::super::shared::Cassandra::start().await).await;
+        })*
+    };
+}
+
+/// `all` are the checks of every store. What stands behind them holds for some.
+macro_rules! contract {
+    (all { $($all:ident),* $(,)? } embedded { $($embedded:ident),* $(,)? } shared { $($shared:ident),* $(,)? }) => {
         mod disk {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $check() {
-                super::$check(&mut super::Disk::start()).await;
-            })*
+            mod all { checked! { crate::store::contract::Disk::start() => $($all),* } }
+            mod embedded { checked! { crate::store::contract::Disk::start() => $($embedded),* } }
         }
 
         mod in_place {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $check() {
-                super::$check(&mut super::InPlace(super::Disk::remembering(super::Duration::ZERO))).await;
-            })*
+            mod all { checked! { crate::store::contract::InPlace::start() => $($all),* } }
+            mod embedded { checked! { crate::store::contract::InPlace::start() => $($embedded),* } }
         }
 
         mod memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $check() {
-                super::$check(&mut super::Memory::start()).await;
-            })*
+            mod all { checked! { crate::store::contract::Memory::start() => $($all),* } }
+            mod embedded { checked! { crate::store::contract::Memory::start() => $($embedded),* } }
+        }
+
+        mod memory_shared {
+            mod all { checked! { crate::store::contract::shared::Memory::start() => $($all),* } }
+            mod shared { checked! { crate::store::contract::shared::Memory::start() => $($shared),* } }
+        }
+
+        mod cassandra {
+            mod all { checked_on_a_ring! { $($all),* } }
+            mod shared { checked_on_a_ring! { $($shared),* } }
         }
     };
 }
 
-contract! {
+contract! { all {
     a_row_is_read_as_it_was_put,
     a_missing_row_is_none,
     a_removed_row_is_gone,
@@ -121,8 +155,7 @@ contract! {
     a_scan_stops_at_its_limit,
     a_scan_to_nowhere_reaches_the_tables_end,
     a_scan_of_an_empty_range_is_empty,
-    a_scan_is_of_one_moment,
-    a_batch_is_seen_whole_or_not_at_all,
+    a_scan_of_each_table_is_in_byte_order,
     a_scan_finds_what_was_put_before_it_and_nothing_removed,
     synced_rows_survive_a_restart,
     a_synced_batch_covers_the_buffered_ones_before_it,
@@ -130,7 +163,28 @@ contract! {
     overwrites_and_removals_survive_a_restart,
     writers_at_once_lose_nothing,
     any_history_reads_like_the_model,
-}
+} embedded {
+    // Rows of a shared store change one by one, and lie on different machines, so nobody sees all of them at one moment.
+    a_scan_is_of_one_moment,
+    a_batch_is_seen_whole_or_not_at_all,
+} shared {
+    the_greatest_version_stands_in_any_order_of_arrival,
+    a_commit_may_be_repeated,
+    a_row_goes_by_itself_after_it_expires,
+    the_change_that_stands_says_when_a_row_expires,
+    a_scan_stays_within_its_prefix,
+    what_was_never_agreed_on_is_empty,
+    a_record_is_replaced_at_its_revision_only,
+    of_contenders_exactly_one_wins_each_revision,
+    records_are_apart_and_outlive_a_restart,
+} }
+
+use shared::{
+    a_commit_may_be_repeated, a_record_is_replaced_at_its_revision_only, a_row_goes_by_itself_after_it_expires,
+    a_scan_stays_within_its_prefix, of_contenders_exactly_one_wins_each_revision,
+    records_are_apart_and_outlive_a_restart, the_change_that_stands_says_when_a_row_expires,
+    the_greatest_version_stands_in_any_order_of_arrival, what_was_never_agreed_on_is_empty,
+};
 
 fn put(table: Table, key: &[u8], value: &[u8]) -> Batch {
     let mut batch = Batch::default();
@@ -283,6 +337,32 @@ async fn a_scan_of_an_empty_range_is_empty(bench: &mut impl Bench) {
     assert_eq!(names(&store, b"b", b"b", 10).await, [""; 0]);
     assert_eq!(names(&store, b"c", b"a", 10).await, [""; 0]);
     assert_eq!(names(&store, b"d", b"", 10).await, [""; 0]);
+}
+
+/// Also where a store spreads the rows of a prefix by the numbers that their keys are.
+async fn a_scan_of_each_table_is_in_byte_order(bench: &mut impl Bench) {
+    let store = bench.store();
+    let short = (0..40u32).map(|i| (i * 37 % 500).to_be_bytes().to_vec());
+    let long = (0..40u64).map(|i| (i * 97 % 2000).to_be_bytes().to_vec());
+    let others = [&b""[..], b"a", b"abc", &[0], &[0xff; 9], b"\0\0\0\x07x"].map(<[u8]>::to_vec);
+    let keys: BTreeMap<Vec<u8>, ()> = short.chain(long).chain(others).map(|key| (key, ())).collect();
+    let keys: Vec<Vec<u8>> = keys.into_keys().collect();
+    for table in Table::ALL {
+        let mut batch = Batch::default();
+        // An embedded store is not asked for the empty key.
+        let keys: Vec<_> = keys.iter().filter(|key| !key.is_empty()).collect();
+        keys.iter().for_each(|key| batch.put(table, (*key).clone(), (*key).clone()));
+        commit(&store, batch).await;
+        for (from, to, limit) in
+            [(0, keys.len(), 1000), (0, keys.len(), 7), (3, 60, 1000), (30, 31, 5), (50, keys.len(), 20)]
+        {
+            let end = keys.get(to).map_or(&[][..], |key| key);
+            let found = store.scan(table, keys[from], end, limit).await.unwrap();
+            let found: Vec<&[u8]> = found.iter().map(|(key, _)| &key[..]).collect();
+            let expected: Vec<&[u8]> = keys[from..to].iter().take(limit).map(|key| &key[..]).collect();
+            assert_eq!(found, expected, "{} from {from} to {to}, {limit}", table.name());
+        }
+    }
 }
 
 /// A writer moves one row back and forth among many: whoever scans sees it exactly once.

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Agreed, Agreement, Batch, Durability, Replaced, RowChange, Store, Table};
+use super::{Agreed, Agreement, Batch, Durability, Replaced, RowChange, Store, Table, keys};
 use crate::{
     clock::Clock,
     error::{Error, Result},
@@ -128,6 +128,9 @@ impl Store for MemoryStore {
         if !to.is_empty() && from >= to {
             return Ok(Vec::new());
         }
+        let prefix = from.get(..table.prefix_bytes()).filter(|_| self.clock.is_some());
+        let prefix_end = prefix.filter(|_| to.is_empty()).map(keys::after_prefix);
+        let to = prefix_end.as_deref().unwrap_or(to);
         let from = Bound::Included((table, Bytes::copy_from_slice(from)));
         let to = if to.is_empty() { Bound::Unbounded } else { Bound::Excluded((table, Bytes::copy_from_slice(to))) };
         self.read(|rows| {

@@ -6,6 +6,7 @@
 //! and one thing more: records that are changed by comparing and setting ([`Agreement`]), on which origins agree about each other.
 
 mod barren;
+pub mod cassandra;
 pub mod disk;
 mod journal;
 pub mod keys;
