@@ -7,6 +7,9 @@ use std::{
 
 use super::{Config, Problem, RestOn, Role, Tier, Upstream, read::PlacedConfig, section::Placed};
 
+/// A version on a shared store is a timestamp, which has no room for more.
+const ORIGIN_ID_SHARED_MAX: u8 = 31;
+
 /// Everything that is wrong between the sections, in no order.
 pub(super) fn all(config: &PlacedConfig) -> Vec<Problem> {
     let mut problems = Problems(Vec::new());
@@ -17,6 +20,7 @@ pub(super) fn all(config: &PlacedConfig) -> Vec<Problem> {
     listeners(config, &mut problems);
     reachable(config, &mut problems);
     secret(config, &mut problems);
+    origins(config, &mut problems);
     problems.0
 }
 
@@ -257,5 +261,26 @@ fn secret(config: &PlacedConfig, problems: &mut Problems) {
             let what = format!("tiers elsewhere can't ask '{name}' without a [cluster] secret");
             problems.add(tier.line("listen"), what, instead);
         }
+    }
+}
+
+/// Of an origin that is one of several, and of one that is alone.
+fn origins(config: &PlacedConfig, problems: &mut Problems) {
+    let Some(origin) = &config.origin else { return };
+    if origin.value.cassandra.is_none() {
+        for field in ["advertise", "lease"].into_iter().filter(|field| origin.is_there(field)) {
+            let what = format!("'{field}' is about origins that share a store, and this one has its own");
+            problems.add(origin.line(field), what, format!("no '{field}', or an [origin.cassandra]"));
+        }
+        return;
+    }
+    if origin.has("id") && origin.value.id > ORIGIN_ID_SHARED_MAX {
+        let what = format!("an origin that shares its store has an id of at most {ORIGIN_ID_SHARED_MAX}");
+        problems.add(origin.line("id"), what, format!("id = 0 to {ORIGIN_ID_SHARED_MAX}, another for each origin"));
+    }
+    let nowhere = origin.value.listen.is_some_and(|listen| listen.ip().is_unspecified());
+    if nowhere && !origin.is_there("advertise") {
+        let what = "the tiers are told where each origin is, and nobody can ask this address";
+        problems.add(origin.line("listen"), what, "advertise = \"origin-1.example:7701\" beside it");
     }
 }

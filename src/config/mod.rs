@@ -4,6 +4,7 @@
 //! out of range is a [`Problem`] with its line and what to write instead, and all of them are reported at once. Each field's comment
 //! says what gets better and what worse as it grows. What the product promises its users is not set here: see `limits.rs`.
 
+mod cassandra;
 mod check;
 mod read;
 mod section;
@@ -24,6 +25,7 @@ use crate::{
     limits,
 };
 
+pub use cassandra::{Cassandra, Consistency};
 pub use units::{address, check_name, duration, host_and_port, size};
 
 const MIB: u64 = 1024 * 1024;
@@ -62,12 +64,19 @@ pub enum Log {
 
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The folder of the store. One process at a time may have it.
+    /// The folder of the store, unless that is elsewhere, and of the credentials that are made at the first start. One process at a time may have it.
     pub data: PathBuf,
+    /// The store that it shares with other origins, instead of one in the folder.
+    pub cassandra: Option<Cassandra>,
     /// Goes into every version; two origins that share an id may mint the same one.
     pub id: u8,
     /// Where tiers of other processes ask.
     pub listen: Option<SocketAddr>,
+    /// Where the others find this one of several origins, as `host:port`; where it listens, unless it is set.
+    pub advertise: Option<String>,
+    /// How long the other origins wait for one that is silent before they go on without it. Longer rides out longer pauses of a machine or of the database; after the
+    /// death of an origin, what is held ages as long, and a new one waits as long before its first write.
+    pub lease: Duration,
     /// Memory for the store's own blocks. More makes reads of what no tier holds faster, and leaves less for the tiers' caches, which
     /// answer more cheaply.
     pub store_cache: u64,
@@ -217,8 +226,13 @@ impl Config {
     /// Checks a configuration as a whole, and says everything that is wrong with it, by line. Relative paths in it start at the folder
     /// of `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
+        Config::parse_in(text, path, &|variable| std::env::var(variable).ok())
+    }
+
+    /// The same, with the variables of an environment.
+    fn parse_in(text: &str, path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<Problem>> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let (placed, mut problems, whole) = read::file(text, folder);
+        let (placed, mut problems, whole) = read::file(text, &read::Surroundings { folder, environment });
         // What a file with broken syntax does not say may well stand in the part that could not be read.
         if whole {
             problems.extend(check::all(&placed));
@@ -236,8 +250,15 @@ impl Config {
             None => "asked within this process only".to_owned(),
         };
         if let Some(origin) = &self.origin {
+            let store = match &origin.cassandra {
+                Some(cassandra) => {
+                    let nodes = cassandra.nodes.join(", ");
+                    format!("store in Cassandra, keyspace {}, at {nodes}; credentials", cassandra.keyspace)
+                }
+                None => "data".to_owned(),
+            };
             lines.push(format!(
-                "origin {}: data in {}, {}",
+                "origin {}: {store} in {}, {}",
                 origin.id,
                 origin.data.display(),
                 listening(origin.listen)
@@ -304,8 +325,11 @@ impl Origin {
     pub fn new(data: impl Into<PathBuf>) -> Origin {
         Origin {
             data: data.into(),
+            cassandra: None,
             id: 1,
             listen: None,
+            advertise: None,
+            lease: Duration::from_secs(10),
             store_cache: 64 * MIB,
             namespaces_per_account: 1000,
             writes_per_key_per_second: None,

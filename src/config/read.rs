@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use toml::de::DeTable;
 
 use super::{
-    Limits, Log, MIB, Origin, Problem, Rest, RestOn, Role, Secret, Server, Tier, Upstream,
+    Limits, Log, MIB, Origin, Problem, Rest, RestOn, Role, Secret, Server, Tier, Upstream, cassandra,
     section::{Findings, Placed, Section},
     units,
 };
@@ -24,11 +24,17 @@ pub(super) struct PlacedConfig {
     pub(super) limits: Limits,
 }
 
+/// What a file stands in: relative paths start at its folder.
+pub(super) struct Surroundings<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) environment: &'a dyn Fn(&str) -> Option<String>,
+}
+
 const SECRET_EXAMPLE: &str =
     "secret_file = \"cluster.secret\", made by: head -c 32 /dev/urandom | base64 > cluster.secret";
 
 /// The file's settings, what is wrong with them one by one, and whether it could be read to its end.
-pub(super) fn file(text: &str, folder: &Path) -> (PlacedConfig, Vec<Problem>, bool) {
+pub(super) fn file(text: &str, around: &Surroundings<'_>) -> (PlacedConfig, Vec<Problem>, bool) {
     let (table, errors) = DeTable::parse_recoverable(text);
     let findings = Findings::new(text);
     let mut problems: Vec<Problem> = errors
@@ -39,7 +45,7 @@ pub(super) fn file(text: &str, folder: &Path) -> (PlacedConfig, Vec<Problem>, bo
             instead: "name = \"text\", name = 1, or the head of a section such as [server]".to_owned(),
         })
         .collect();
-    let config = sections(Section::new(&findings, "the file", 1, table.into_inner()), folder);
+    let config = sections(Section::new(&findings, "the file", 1, table.into_inner()), around);
     // After an error of syntax only what is there, and stands on other lines, can be judged.
     let broken: Vec<usize> = problems.iter().map(|problem| problem.line).collect();
     let whole = broken.is_empty();
@@ -49,10 +55,10 @@ pub(super) fn file(text: &str, folder: &Path) -> (PlacedConfig, Vec<Problem>, bo
     (config, problems, whole)
 }
 
-fn sections(mut file: Section<'_, '_>, folder: &Path) -> PlacedConfig {
+fn sections(mut file: Section<'_, '_>, around: &Surroundings<'_>) -> PlacedConfig {
     let server = file.section("server", "[server]").map(server);
-    let cluster = file.section("cluster", "[cluster]").map(|section| cluster(section, folder));
-    let origin = file.section("origin", "[origin]").map(|section| origin(section, folder));
+    let cluster = file.section("cluster", "[cluster]").map(|section| cluster(section, around.folder));
+    let origin = file.section("origin", "[origin]").map(|section| origin(section, around));
     let accounts = file.sections("account", "[[account]]").into_iter().map(account).collect();
     let tiers = file.sections("tier", "[[tier]]").into_iter().map(tier).collect();
     let rest = file.section("rest", "[rest]").map(rest);
@@ -71,12 +77,12 @@ fn sections(mut file: Section<'_, '_>, folder: &Path) -> PlacedConfig {
     file.finish(config).value
 }
 
-fn millis(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {
+pub(super) fn millis(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {
     Duration::from_millis(from)..=Duration::from_millis(to)
 }
 
-const SECOND: u64 = 1000;
-const MINUTE: u64 = 60 * SECOND;
+pub(super) const SECOND: u64 = 1000;
+pub(super) const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const TIB: u64 = MIB * MIB;
 
@@ -123,13 +129,21 @@ fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
-fn origin(mut section: Section<'_, '_>, folder: &Path) -> Placed<Origin> {
-    let path = |text: &str| if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(folder.join(text)) };
+fn origin(mut section: Section<'_, '_>, around: &Surroundings<'_>) -> Placed<Origin> {
+    let path = |text: &str| if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(around.folder.join(text)) };
+    let advertise = |text: &str| {
+        let wrong = || format!("'{}' is not host:port", text.escape_debug());
+        units::host_and_port(text).then(|| text.to_owned()).ok_or_else(wrong)
+    };
     let data = section.needed("data", "\"/var/lib/kvasar\"", path);
     let default = Origin::new(data.unwrap_or_default());
+    let cassandra = section.section("cassandra", "[origin.cassandra]");
     let origin = Origin {
+        cassandra: cassandra.map(|section| cassandra::read(section, around)),
         id: section.number("id", 0..=255).unwrap_or(default.id),
         listen: section.text("listen", "\"127.0.0.1:7701\"", units::address),
+        advertise: section.text("advertise", "\"origin-1.example:7701\"", advertise),
+        lease: section.duration("lease", millis(2 * SECOND, 5 * MINUTE)).unwrap_or(default.lease),
         store_cache: section.size("store_cache", MIB..=TIB).unwrap_or(default.store_cache),
         namespaces_per_account: section
             .number("namespaces_per_account", 1..=limits::NAMESPACES_PER_ACCOUNT_MAX as u64)

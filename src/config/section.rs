@@ -158,6 +158,31 @@ impl<'f, 'i> Section<'f, 'i> {
         self.text(field, example, parse)
     }
 
+    /// A list of texts, at least one of them, that has to be there.
+    pub(super) fn needed_texts(
+        &mut self,
+        field: &'static str,
+        example: &str,
+        parse: impl Fn(&str) -> Result<String, String>,
+    ) -> Option<Vec<String>> {
+        let Some((_, value)) = self.take(field) else {
+            self.lacks(&format!("'{field}'"), &format!("{field} = {example}"));
+            return None;
+        };
+        let parsed = match &value {
+            DeValue::Array(items) if items.is_empty() => Err("it is empty".to_owned()),
+            DeValue::Array(items) => items
+                .iter()
+                .map(|item| match item.get_ref() {
+                    DeValue::String(text) => parse(text),
+                    other => Err(format!("it holds {}, and has to hold texts", type_name(other))),
+                })
+                .collect(),
+            other => Err(format!("it is {}, and has to be a list", type_name(other))),
+        };
+        parsed.map_err(|what: String| self.refuse(field, what, format!("{field} = {example}"))).ok()
+    }
+
     pub(super) fn duration(&mut self, field: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
         let show = |value: Duration| format!("\"{}\"", units::show_duration(value));
         self.text(field, &span(&range, show), |text| {

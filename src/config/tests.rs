@@ -1,5 +1,7 @@
 //! What a configuration may say, and what is said about one that may not.
 
+mod cassandra;
+
 use std::path::Path;
 
 use super::*;

@@ -54,6 +54,20 @@ pub fn host_and_port(text: &str) -> bool {
     !authority.host().is_empty() && authority.port_u16().is_some_and(|port| port > 0) && !text.contains('@')
 }
 
+/// A node of a database: a host name or an IP address, with or without a port.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let authority = text.parse::<http::uri::Authority>().ok().filter(|_| !text.contains('@'));
+    let plain = text.parse::<std::net::IpAddr>().is_ok();
+    let whole = authority.is_some_and(|authority| {
+        !authority.host().is_empty()
+            && (authority.as_str() == authority.host() || authority.port_u16().is_some_and(|port| port > 0))
+    });
+    if whole || plain {
+        return Ok(text.to_owned());
+    }
+    Err(format!("'{}' is not a host such as 10.0.0.1 or db1.example:9042", text.escape_debug()))
+}
+
 /// A name that reads well in a log, a metric's label and a command line.
 pub fn check_name(name: &str) -> Result<(), String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -97,6 +111,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_node_of_a_database_is_a_host_with_or_without_a_port() {
+        for good in ["db1", "db1.example:9042", "10.0.0.1", "10.0.0.1:9042", "[::1]", "[::1]:9042", "fd00::1"] {
+            assert_eq!(host(good), Ok(good.to_owned()));
+        }
+        for bad in ["", ":9042", "db1:", "db1:0", "db1:99999", "a@b", "a b", "http://db1"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn what_is_shown_reads_back(number: u16, unit in 0usize..5) {
@@ -108,7 +132,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_a_unit_panic(text: String) {
-            let _ = (duration(&text), size(&text), address(&text), host_and_port(&text), check_name(&text));
+            let _ = (duration(&text), size(&text), address(&text), host_and_port(&text), host(&text), check_name(&text));
         }
     }
 }
