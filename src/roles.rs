@@ -3,6 +3,8 @@
 //! A read walks `tiers` downwards to the origin, a write sinks the same way. Every role is made here, from settings and components; `kvasar serve`
 //! and `kvasar dev` differ only in the configuration that they bring.
 
+pub mod stores;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,

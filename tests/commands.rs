@@ -32,7 +32,7 @@ fn the_version_is_the_packages() {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    for command in ["dev", "serve", "check-config", "workerd-config", "namespace", "token"] {
+    for command in ["dev", "serve", "check-config", "workerd-config", "store", "namespace", "token"] {
         let (code, out, _) = ended(&kvasar(&[command, "--help"], &[]));
         assert_eq!(code, Some(0), "{command}");
         assert!(out.contains(&format!("kvasar {command}")) && out.contains("Example"), "{out}");
@@ -174,4 +174,56 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
     let gone = run(&["namespace", "delete", &id]).expect_err("it is gone");
     assert!(gone.contains(&format!("no namespace with the id or title '{id}'")), "{gone}");
     assert_eq!(server.stop().code(), Some(0));
+}
+
+/// With a ring whose nodes the environment names, and a keyspace of this test.
+#[test]
+#[ignore = "needs a ring: tests/ring"]
+fn a_store_in_cassandra_is_checked_and_made() {
+    let nodes = std::env::var("KVASAR_TEST_CASSANDRA").expect("KVASAR_TEST_CASSANDRA names the nodes of a ring");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("origin.toml");
+    let path = file.to_str().expect("a path in UTF-8");
+    let keyspace = format!("kvasar_commands_{}", std::process::id());
+    let quoted: Vec<String> = nodes.split(',').map(|node| format!("\"{node}\"")).collect();
+    let configure = |replication: usize| {
+        let text = format!(
+            "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n[origin.cassandra]\nnodes = [{}]\nkeyspace = \"{keyspace}\"\nreplication = {replication}\n",
+            quoted.join(", ")
+        );
+        fs::write(&file, text).expect("a file");
+    };
+    configure(16);
+    let (code, out, err) = ended(&kvasar(&["store", "check", "--config", path], &[]));
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(out.contains(&format!("node {}:9042 (datacenter1, rack1): up\n", quoted[0].trim_matches('"'))), "{out}");
+    assert!(
+        out.contains(&format!("keyspace {keyspace}: not there\n")) && err.contains("the store has 1 problem"),
+        "{out}{err}"
+    );
+
+    let (code, _, err) = ended(&kvasar(&["store", "migrate", "--config", path], &[]));
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains(&format!("making the keyspace {keyspace} with 16 copies of each row, on {} nodes", quoted.len())),
+        "{err}"
+    );
+
+    configure(1);
+    let (code, out, err) = ended(&kvasar(&["store", "migrate", "--config", path], &[]));
+    assert_eq!(code, Some(0), "{out}{err}");
+    let (code, again, err) = ended(&kvasar(&["store", "check", "--config", path], &[]));
+    assert_eq!((code, &again), (Some(0), &out), "{err}");
+    assert!(out.contains("NetworkTopologyStrategy") && out.contains("datacenter1: 1\n"), "{out}");
+    assert!(out.contains("tables: version 1, this program's is 1\n"), "{out}");
+}
+
+#[test]
+fn only_a_store_that_is_shared_is_checked() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("origin.toml");
+    fs::write(&file, "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n").expect("a file");
+    let (code, _, err) = ended(&kvasar(&["store", "check", "--config", file.to_str().expect("a path in UTF-8")], &[]));
+    assert_eq!(code, Some(1));
+    assert!(err.contains("names no store that origins share: there is no [origin.cassandra] in it"), "{err}");
 }

@@ -11,6 +11,7 @@ pub mod log;
 pub mod namespace;
 mod process;
 pub mod serve;
+pub mod store;
 pub mod token;
 mod worker;
 pub mod workerd;
@@ -40,6 +41,7 @@ Examples:
   kvasar dev --worker worker.js                     the same, with a Worker running at each location
   kvasar check-config origin.toml                   everything that is wrong with a configuration, at once
   kvasar serve --config origin.toml                 the roles that the file names
+  kvasar store check --config origin.toml           the database that several origins share
   kvasar namespace create sessions                  through the REST API of a running server
   kvasar token create reader --rights read          a credential for a Worker that only reads";
 
@@ -49,6 +51,7 @@ pub enum Command {
     Serve(serve::Arguments),
     CheckConfig(check_config::Arguments),
     WorkerdConfig(workerd::Arguments),
+    Store(store::Arguments),
     Namespace(namespace::Arguments),
     Token(token::Arguments),
 }
@@ -65,6 +68,7 @@ impl Command {
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::CheckConfig(arguments) => check_config::run(&arguments),
             Command::WorkerdConfig(arguments) => workerd::run(&arguments),
+            Command::Store(arguments) => store::run(arguments).await,
             Command::Namespace(arguments) => namespace::run(arguments).await,
             Command::Token(arguments) => token::run(arguments).await,
         }

@@ -37,7 +37,7 @@ Examples:
 
 pub async fn run(arguments: Arguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
-    log::start(config.server.log, "info,kvasar::access=off")?;
+    log::start(config.server.log, "info,scylla=warn,kvasar::access=off")?;
     tracing::info!(location = config.server.location, "starting\n{config:#?}");
     let mut signals = Signals::take()?;
     let running = roles::start(&config, Links::Direct, RealClock::shared()).await?;

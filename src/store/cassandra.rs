@@ -41,7 +41,7 @@ use crate::{
 };
 
 pub use schema::{Report, check, migrate};
-pub use settings::{CassandraSettings, Consistency, Login, Password, Tls, check_data_center, check_keyspace};
+pub use settings::{CassandraSettings, Consistency, Login, Password, Tls};
 
 /// How long a row outlives its expiration: more than clocks differ by.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);

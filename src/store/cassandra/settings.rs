@@ -107,7 +107,7 @@ impl CassandraSettings {
 }
 
 /// A keyspace's name as it is written without quotes.
-pub fn check_keyspace(name: &str) -> Result<(), String> {
+fn check_keyspace(name: &str) -> Result<(), String> {
     let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if (1..=48).contains(&name.len()) && letters && name.as_bytes()[0].is_ascii_lowercase() {
         return Ok(());
@@ -116,7 +116,7 @@ pub fn check_keyspace(name: &str) -> Result<(), String> {
     Err(format!("a keyspace's name is 1 to 48 of a-z, 0-9 and '_', beginning with a letter, not '{name}'"))
 }
 
-pub fn check_data_center(name: &str) -> Result<(), String> {
+fn check_data_center(name: &str) -> Result<(), String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if (1..=64).contains(&name.len()) && name.bytes().all(fits) {
         return Ok(());
