@@ -188,13 +188,14 @@ fn a_store_in_cassandra_is_checked_and_made() {
     let quoted: Vec<String> = nodes.split(',').map(|node| format!("\"{node}\"")).collect();
     let configure = |replication: usize| {
         let text = format!(
-            "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n[origin.cassandra]\nnodes = [{}]\nkeyspace = \"{keyspace}\"\nreplication = {replication}\n",
+            "[origin]\ndata = \"data\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n[origin.cassandra]\nnodes = [{}]\nkeyspace = \"{keyspace}\"\nreplication = {replication}\nusername = \"cassandra\"\n",
             quoted.join(", ")
         );
         fs::write(&file, text).expect("a file");
     };
+    let password = [("KVASAR_CASSANDRA_PASSWORD", "cassandra")];
     configure(16);
-    let (code, out, err) = ended(&kvasar(&["store", "check", "--config", path], &[]));
+    let (code, out, err) = ended(&kvasar(&["store", "check", "--config", path], &password));
     assert_eq!(code, Some(1), "{out}{err}");
     assert!(out.contains(&format!("node {}:9042 (datacenter1, rack1): up\n", quoted[0].trim_matches('"'))), "{out}");
     assert!(
@@ -202,7 +203,7 @@ fn a_store_in_cassandra_is_checked_and_made() {
         "{out}{err}"
     );
 
-    let (code, _, err) = ended(&kvasar(&["store", "migrate", "--config", path], &[]));
+    let (code, _, err) = ended(&kvasar(&["store", "migrate", "--config", path], &password));
     assert_eq!(code, Some(1));
     assert!(
         err.contains(&format!("making the keyspace {keyspace} with 16 copies of each row, on {} nodes", quoted.len())),
@@ -210,9 +211,9 @@ fn a_store_in_cassandra_is_checked_and_made() {
     );
 
     configure(1);
-    let (code, out, err) = ended(&kvasar(&["store", "migrate", "--config", path], &[]));
+    let (code, out, err) = ended(&kvasar(&["store", "migrate", "--config", path], &password));
     assert_eq!(code, Some(0), "{out}{err}");
-    let (code, again, err) = ended(&kvasar(&["store", "check", "--config", path], &[]));
+    let (code, again, err) = ended(&kvasar(&["store", "check", "--config", path], &password));
     assert_eq!((code, &again), (Some(0), &out), "{err}");
     assert!(out.contains("NetworkTopologyStrategy") && out.contains("datacenter1: 1\n"), "{out}");
     assert!(out.contains("tables: version 1, this program's is 1\n"), "{out}");

@@ -3,7 +3,7 @@
 //! A check gets a store and, to look at what a restart finds, a way to close and open it again. Those of a store in Cassandra need a ring: they are ignored
 //! unless asked for, and then fail without one (`tests/ring`, whose nodes `KVASAR_TEST_CASSANDRA` names; `./test` does both).
 
-mod shared;
+pub(super) mod shared;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -13,13 +13,12 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use scylla::statement::Consistency as DriverConsistency;
 use tokio::sync::Semaphore;
 
 use super::{
     place::Partition,
     settings::Consistency,
-    statements::{Database, ReadError, Rows, Stretch, Write, unexpected},
+    statements::{Asking, Database, ReadError, Rows, Stretch, Write, unexpected},
 };
 use crate::{
     clock::{Clock, Moment},
@@ -38,11 +37,14 @@ const DEAD_PER_STRETCH_MIN: u64 = 4;
 const STRETCHES_PER_WRITE: usize = 100;
 /// Partitions that are seen to at a time.
 const AT_ONCE: usize = 2;
-/// Reads that a refused one is made of at most. Each that is refused again takes the database a while.
-const PIECES_MAX: usize = 512;
+/// Reads that a refused one is made of at most.
+const PIECES_MAX: usize = 4096;
+/// What is refused is cut into so many pieces. What keys have in common is most of the way to where the dead rows are, and each step of it costs one more
+/// refusal, which takes the database long; pieces where nothing is cost next to nothing.
+const PIECES: usize = 16;
 const PIECES_DEADLINE: Duration = Duration::from_secs(60);
 /// Places where a partition has to be read in pieces.
-const CUTS_MAX: usize = 256;
+const CUTS_MAX: usize = 1024;
 
 pub(super) struct Dead {
     seen: Mutex<HashMap<(Partition, Stretch), Moment>>,
@@ -80,7 +82,7 @@ impl Dead {
         if self.pieces(&*database.link.clock, partition, &stretch).len() > 1 {
             return self.read_in_pieces(database, partition, stretch, limit).await;
         }
-        match database.read(partition, &stretch, limit, None).await {
+        match database.read(partition, &stretch, limit, Asking::Usually).await {
             Ok(read) => {
                 let whole = read.rows.len() < limit;
                 self.tidy_later(database, partition, &stretch, &read, whole);
@@ -104,12 +106,16 @@ impl Dead {
         let mut rows = Vec::new();
         let mut pieces = self.pieces(clock, partition, &stretch);
         pieces.reverse();
-        for _ in 0..PIECES_MAX {
+        for at in 0..PIECES_MAX {
             let Some(piece) = pieces.pop() else { return Ok(Found { rows, whole: true }) };
             let wanted = limit - rows.len();
-            match database.read(partition, &piece, wanted, None).await {
+            match database.read(partition, &piece, wanted, Asking::InPieces).await {
                 Ok(mut read) => {
                     let whole = read.rows.len() < wanted;
+                    // Pieces of nothing need not be apart next time, but dead rows that were too few to be told of add up.
+                    if !read.rows.is_empty() || read.dead.is_some() || at.is_multiple_of(PIECES) {
+                        self.cut(clock, partition, &piece.from);
+                    }
                     self.tidy_now(database, partition, &piece, &read, whole).await;
                     rows.append(&mut read.rows);
                     if !whole {
@@ -121,10 +127,14 @@ impl Dead {
                     if clock.now().since(began) > PIECES_DEADLINE {
                         return Err(error);
                     }
-                    let Some(cut) = middle(&piece.from, piece.to.as_deref()) else { return Err(error) };
-                    self.cut(clock, partition, cut.clone());
-                    pieces.push(Stretch { from: cut.clone(), to: piece.to });
-                    pieces.push(Stretch { from: piece.from, to: Some(cut) });
+                    let cuts = cuts(&piece.from, piece.to.as_deref());
+                    if cuts.is_empty() {
+                        return Err(error);
+                    }
+                    let ends = cuts.iter().cloned().map(Some).chain([piece.to]);
+                    let starts = std::iter::once(piece.from).chain(cuts.iter().cloned());
+                    let smaller: Vec<_> = starts.zip(ends).map(|(from, to)| Stretch { from, to }).collect();
+                    pieces.extend(smaller.into_iter().rev());
                 }
             }
         }
@@ -152,14 +162,14 @@ impl Dead {
         starts.zip(ends).map(|(from, to)| Stretch { from, to }).collect()
     }
 
-    fn cut(&self, clock: &dyn Clock, partition: &Partition, at: Bytes) {
+    fn cut(&self, clock: &dyn Clock, partition: &Partition, at: &Bytes) {
         let mut cuts = self.cuts.lock().expect("no holder of this lock can panic");
         if cuts.len() >= REMEMBERED_MAX {
             cuts.clear();
         }
         let known = cuts.entry(partition.clone()).or_insert_with(|| Cuts { since: clock.now(), at: BTreeSet::new() });
         if known.at.len() < CUTS_MAX {
-            known.at.insert(at);
+            known.at.insert(at.clone());
         }
     }
 
@@ -249,10 +259,7 @@ async fn tidy(database: &Database, partition: &Partition, stretch: &Stretch, lim
         let timestamp = settled(database).await?;
         if database.link.settings.consistency == Consistency::LocalQuorum {
             // What was acknowledged elsewhere may not have come here in an hour.
-            let read = database
-                .read(partition, stretch, limit, Some(DriverConsistency::All))
-                .await
-                .map_err(ReadError::into_error)?;
+            let read = database.read(partition, stretch, limit, Asking::All).await.map_err(ReadError::into_error)?;
             gaps = self::gaps(stretch, &read.rows, read.rows.len() < limit);
         }
         let remove = |gap: &Stretch| Write::RemoveStretch { from: gap.from.clone(), to: gap.to.clone(), timestamp };
@@ -292,6 +299,22 @@ pub(super) fn after(key: &[u8]) -> Bytes {
     next.put_slice(key);
     next.put_u8(0);
     next.freeze()
+}
+
+/// Keys that cut a stretch into [`PIECES`], as if keys were fractions, or fewer where there are no more between.
+fn cuts(from: &[u8], to: Option<&[u8]>) -> Vec<Bytes> {
+    let mut cuts = Vec::with_capacity(PIECES - 1);
+    while cuts.len() + 1 < PIECES {
+        let starts = std::iter::once(from).chain(cuts.iter().map(|cut: &Bytes| &cut[..]));
+        let ends = cuts.iter().map(|cut| Some(&cut[..])).chain([to]);
+        let between: Vec<Bytes> = starts.zip(ends).filter_map(|(from, to)| middle(from, to)).collect();
+        if between.is_empty() {
+            break;
+        }
+        cuts.extend(between);
+        cuts.sort_unstable();
+    }
+    cuts
 }
 
 /// A key about halfway between two, as if they were fractions; `None` where there is none.
@@ -373,16 +396,18 @@ mod tests {
     }
 
     #[test]
-    fn halving_comes_down_to_any_key() {
+    fn cutting_comes_down_to_any_key_in_two_steps_a_byte() {
         let wanted = b"user:0000001234";
         let (mut from, mut to) = (Bytes::new(), None);
-        for step in 0.. {
-            assert!(step < 8 * (wanted.len() + 2), "it takes eight steps a byte at most");
-            let Some(cut) = middle(&from, to.as_deref()) else { break };
-            if cut.starts_with(wanted) {
-                break;
-            }
-            if cut[..] <= wanted[..] { from = cut } else { to = Some(cut) }
+        for _ in 0..2 * wanted.len() {
+            let cuts = cuts(&from, to.as_deref());
+            assert_eq!(cuts.len(), PIECES - 1);
+            assert!(cuts.is_sorted());
+            let at = cuts.partition_point(|cut| cut[..] <= wanted[..]);
+            to = cuts.get(at).cloned().or(to);
+            from = at.checked_sub(1).map_or(from, |before| cuts[before].clone());
         }
+        assert_eq!((&from[..], to.as_deref()), (&wanted[..], Some(&b"user:0000001235"[..])));
+        assert_eq!(cuts(b"a", Some(b"a\0")), [] as [Bytes; 0]);
     }
 }

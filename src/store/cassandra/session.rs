@@ -79,6 +79,11 @@ fn profile(settings: &CassandraSettings) -> ExecutionProfile {
         .build()
 }
 
+/// The same, but for asking one node after the other.
+pub(super) fn patient(settings: &CassandraSettings) -> ExecutionProfile {
+    profile(settings).to_builder().speculative_execution_policy(None).build()
+}
+
 /// The driver's own policy, and once more on another node after a time-out: our statements may be repeated.
 #[derive(Debug)]
 struct Retries;

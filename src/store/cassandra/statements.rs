@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use scylla::{
-    client::session::Session,
+    client::{execution_profile::ExecutionProfileHandle, session::Session},
     errors::{DbError, ExecutionError, RequestAttemptError},
     response::query_result::QueryResult,
     serialize::{
@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     place::{Family, Partition},
+    session,
     settings::CassandraSettings,
 };
 use crate::{
@@ -39,6 +40,7 @@ pub(super) struct Link {
     pub(super) session: Session,
     pub(super) settings: CassandraSettings,
     pub(super) clock: Arc<dyn Clock>,
+    patient: ExecutionProfileHandle,
     permits: Semaphore,
 }
 
@@ -87,6 +89,16 @@ pub(super) struct Stretch {
     pub(super) to: Option<Bytes>,
 }
 
+/// How a stretch is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asking {
+    Usually,
+    /// No second node is asked before the first has answered: a refusal is an answer, too, and the driver would wait for a better one.
+    InPieces,
+    /// All copies have to be there.
+    All,
+}
+
 /// What came of reading a stretch.
 pub(super) struct Rows {
     pub(super) rows: Vec<(Bytes, Bytes)>,
@@ -111,7 +123,8 @@ impl ReadError {
 
 impl Link {
     pub(super) fn new(session: Session, settings: CassandraSettings, clock: Arc<dyn Clock>) -> Link {
-        Link { session, settings, clock, permits: Semaphore::new(IN_FLIGHT_MAX) }
+        let patient = session::patient(&settings).into_handle();
+        Link { session, settings, clock, patient, permits: Semaphore::new(IN_FLIGHT_MAX) }
     }
 
     pub(super) async fn prepare(&self, text: &str) -> Result<PreparedStatement> {
@@ -166,13 +179,13 @@ impl Database {
         Ok(row.and_then(|(value,)| value))
     }
 
-    /// The first `limit` rows of a stretch, at another consistency than usual if it is given.
+    /// The first `limit` rows of a stretch.
     pub(super) async fn read(
         &self,
         partition: &Partition,
         stretch: &Stretch,
         limit: usize,
-        consistency: Option<Consistency>,
+        asking: Asking,
     ) -> Result<Rows, ReadError> {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         let statements = self.of(partition.family);
@@ -180,8 +193,10 @@ impl Database {
         let (space, bucket, from) = (&partition.space[..], partition.bucket, &stretch.from[..]);
         let at = |statement: &PreparedStatement| {
             let mut statement = statement.clone();
-            if let Some(consistency) = consistency {
-                statement.set_consistency(consistency);
+            match asking {
+                Asking::Usually => {}
+                Asking::InPieces => statement.set_execution_profile_handle(Some(self.link.patient.clone())),
+                Asking::All => statement.set_consistency(Consistency::All),
             }
             statement
         };

@@ -17,7 +17,7 @@ use crate::{
     kv::Version,
     store::{
         Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
-        cassandra::{CassandraSettings, CassandraStore},
+        cassandra::{CassandraSettings, CassandraStore, Login, Password},
         keys,
         memory::MemoryStore,
     },
@@ -173,7 +173,9 @@ pub(in crate::store) fn settings() -> CassandraSettings {
     let replication = u8::try_from(nodes.len().min(3)).unwrap();
     // Many tests at once keep a ring busy that shares two cores with them.
     let deadline = Duration::from_secs(30);
-    CassandraSettings { replication, deadline, ..CassandraSettings::new(nodes, "kvasar_test") }
+    // What nodes that ask for no password don't look at.
+    let login = Some(Login { username: "cassandra".to_owned(), password: Password::new("cassandra") });
+    CassandraSettings { replication, deadline, login, ..CassandraSettings::new(nodes, "kvasar_test") }
 }
 
 impl Bench for Cassandra {
