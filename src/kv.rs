@@ -252,6 +252,22 @@ impl Version {
     pub fn millis(self) -> u64 {
         self.0 >> (Version::COUNTER_BITS + Version::ORIGIN_BITS)
     }
+
+    /// Versions that an origin alone on its store may mint in a millisecond, and one of several.
+    pub const PER_MILLISECOND: u64 = 1 << Version::COUNTER_BITS;
+    pub const PER_MILLISECOND_SHARED: u64 = 31;
+    /// Origins that may be on one store at a time; their ids are below this.
+    pub const ORIGINS_MAX: u8 = 32;
+
+    /// Of the version within its millisecond.
+    pub fn counter(self) -> u64 {
+        self.0 >> Version::ORIGIN_BITS & ((1 << Version::COUNTER_BITS) - 1)
+    }
+
+    /// The version just below this one; zero has none.
+    pub fn before(self) -> Version {
+        Version(self.0.saturating_sub(1))
+    }
 }
 
 impl Version {

@@ -58,6 +58,13 @@ pub const PUSH_BYTES_DEFAULT: usize = 1024;
 /// The most that it may be set to.
 pub const PUSH_BYTES_MAX: usize = CHUNK_BYTES;
 
+/// How long an origin that is silent counts as alive to the others on its store, unless it is set; and the least that may be set.
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(10);
+pub const LEASE_MIN: Duration = Duration::from_secs(2);
+/// How long a store that several origins share remembers that an entry was deleted, unless it is set; and the least that may be set.
+pub const DELETIONS_KEPT_DEFAULT: Duration = Duration::from_secs(3600);
+pub const DELETIONS_KEPT_MIN: Duration = Duration::from_secs(600);
+
 const _: () = assert!(INLINE_BYTES_MAX < CHUNK_BYTES);
 const _: () = assert!(WRITE_BATCH_BYTES_MAX > CHUNK_BYTES);
 const _: () = assert!(NAMESPACES_PAGE_DEFAULT <= NAMESPACES_PAGE_MAX);

@@ -431,7 +431,7 @@ pub struct FeedMetrics {
 }
 
 /// What a feed has counted since it began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedCounts {
     pub followers: u64,
     pub items: u64,

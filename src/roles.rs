@@ -171,6 +171,7 @@ impl Parts<'_> {
             writes_per_key_per_second: settings.writes_per_key_per_second,
             push_bytes_max: usize::try_from(settings.push_size_max).unwrap_or(limits::PUSH_BYTES_MAX),
             feed: FeedSettings::default(),
+            ..OriginSettings::default()
         };
         let origin = Origin::open(store, Arc::clone(&self.clock), origin_settings, self.metrics.origin()).await?;
         self.running.origin = Some(Arc::clone(&origin));

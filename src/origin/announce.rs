@@ -27,6 +27,13 @@ pub(super) struct Announcer {
     clock: Arc<dyn Clock>,
     settings: FeedSettings,
     push_bytes_max: usize,
+    /// Where the store is this origin's alone.
+    stored: Option<StoredLog>,
+}
+
+/// The log in the store.
+#[derive(Default)]
+struct StoredLog {
     rows: VecDeque<LogRow>,
     bytes: usize,
 }
@@ -51,8 +58,7 @@ impl Announcer {
         last: Version,
     ) -> Result<Announcer> {
         let mut past = Past::default();
-        let mut rows = VecDeque::new();
-        let mut bytes = 0;
+        let mut stored = StoredLog::default();
         let mut from = Bytes::new();
         loop {
             let found = store.scan(Table::Purge, &from, b"", STEP_ROWS).await?;
@@ -66,8 +72,8 @@ impl Announcer {
                     // The hole is a gap to those who would go on over it.
                     Err(error) => tracing::error!(%error, "a part of the purge log is passed over"),
                 }
-                bytes += row.len() + value.len();
-                rows.push_back(LogRow { first, bytes: row.len() + value.len(), at: clock.now() });
+                stored.bytes += row.len() + value.len();
+                stored.rows.push_back(LogRow { first, bytes: row.len() + value.len(), at: clock.now() });
             }
             match found.last() {
                 Some((last, _)) if found.len() == STEP_ROWS => from = keys::after(last),
@@ -76,7 +82,13 @@ impl Announcer {
         }
         let feed = Feed::new(Arc::clone(&clock), &settings, Some(past));
         feed.knows_all(last);
-        Ok(Announcer { feed, clock, settings, push_bytes_max, rows, bytes })
+        Ok(Announcer { feed, clock, settings, push_bytes_max, stored: Some(stored) })
+    }
+
+    /// For one of several origins on a shared store: its log ends with its process, and so does its place in what tiers follow.
+    pub(super) fn of_several(clock: Arc<dyn Clock>, settings: FeedSettings, push_bytes_max: usize) -> Announcer {
+        let feed = Feed::new(Arc::clone(&clock), &settings, Some(Past::default()));
+        Announcer { feed, clock, settings, push_bytes_max, stored: None }
     }
 
     pub(super) fn feed(&self) -> &Feed {
@@ -85,35 +97,39 @@ impl Announcer {
 
     /// The state that a put makes, if it is small enough to travel inside its purge. Its time left is found out when it is published.
     pub(super) fn pushed(&self, body: &Body, metadata: Option<&Bytes>, expiration: Option<u64>) -> Option<Pushed> {
-        let (Body::Inline(value) | Body::Chunk(_, value)) = body else { return None };
+        let value = match body {
+            Body::Inline(value) | Body::Chunk(_, value) => value,
+            Body::Uploaded(upload) => upload.small()?,
+        };
         let pushed = Pushed::Present { value: value.clone(), metadata: metadata.cloned(), expiration, time_left: None };
         (pushed.length() <= self.push_bytes_max).then_some(pushed)
     }
 
     /// Puts what a commit is about to announce into its batch. From here on a write may take effect.
     pub(super) fn begin(&mut self, items: &[Item], batch: &mut Batch) {
+        let Some(stored) = &mut self.stored else { return self.feed.begin() };
         let now = self.clock.now();
         let position = self.feed.position();
         let first = position.sequence + 1;
-        let row = Purges { epoch: position.epoch, items: items.iter().filter_map(stored).collect() }.encode();
+        let row = Purges { epoch: position.epoch, items: items.iter().filter_map(as_stored).collect() }.encode();
         let bytes = 8 + row.len();
         batch.put(Table::Purge, Purges::row(first), row);
-        self.rows.push_back(LogRow { first, bytes, at: now });
-        self.bytes += bytes;
+        stored.rows.push_back(LogRow { first, bytes, at: now });
+        stored.bytes += bytes;
         // The last row stays: it says where the numbers go on.
-        while self.rows.len() > 1
-            && let Some(oldest) = self.rows.front()
-            && (self.bytes > self.settings.log_bytes_max || now.since(oldest.at) > self.settings.log_age_max)
+        while stored.rows.len() > 1
+            && let Some(oldest) = stored.rows.front()
+            && (stored.bytes > self.settings.log_bytes_max || now.since(oldest.at) > self.settings.log_age_max)
         {
             batch.remove(Table::Purge, Purges::row(oldest.first));
-            self.bytes -= oldest.bytes;
-            self.rows.pop_front();
+            stored.bytes -= oldest.bytes;
+            stored.rows.pop_front();
         }
         self.feed.begin();
     }
 
-    /// What was begun is on disk.
-    pub(super) fn publish(&self, mut items: Vec<Item>, last: Version, time: &Time) {
+    /// What was begun is in the store; up to `safe` all is told now.
+    pub(super) fn publish(&self, mut items: Vec<Item>, safe: Version, time: &Time) {
         for item in &mut items {
             if let Item::Purge(Purge { state, .. }) = item
                 && let Some(Pushed::Present { expiration: Some(expiration), time_left, .. }) = state
@@ -124,11 +140,11 @@ impl Announcer {
                 }
             }
         }
-        self.feed.publish(&items, last);
+        self.feed.publish(&items, safe);
     }
 }
 
-fn stored(item: &Item) -> Option<PurgeItem> {
+fn as_stored(item: &Item) -> Option<PurgeItem> {
     match item {
         Item::Purge(Purge { namespace, key, version, .. }) => {
             Some(PurgeItem::Key { namespace: *namespace, key: key.clone(), version: *version })

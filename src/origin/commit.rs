@@ -9,34 +9,39 @@
 //! namespace still exists, and that an entry still expires when the sweeper says so.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     announce::Announcer,
     control::Namespaces,
-    values::{Body, Upload, Values},
+    draft::{Draft, Sharing, Standing, Target},
+    failure::Failure,
+    membership::Membership,
+    passing::Passing,
+    values::{Body, Values},
     versions::{Time, VersionClock},
 };
 use crate::{
     clock::{Clock, Moment},
     error::{Error, Result},
     kv::{
-        Key, NamespaceId, Version,
+        Key, NamespaceId, Version, WriteId,
         feed::{Item, Purge, Pushed},
     },
     metrics::OriginMetrics,
     store::{
         Batch, Durability, Store, Table,
-        keys::{self, Place, Reclaim, Record, ValueId, meta},
+        keys::{self, Record, meta},
     },
 };
 
@@ -53,6 +58,8 @@ pub(super) struct Change {
     pub(super) namespace: NamespaceId,
     pub(super) key: Key,
     pub(super) action: Action,
+    /// By which it is known if it is handed in again.
+    pub(super) id: Option<WriteId>,
 }
 
 pub(super) enum Action {
@@ -80,11 +87,17 @@ pub(super) enum Effect {
     Reclaimed(NamespaceId),
 }
 
-/// The outcome of each change, in order. What is no write (expiry, reclaiming) mints no version and has the last one.
-type Outcomes = Vec<Result<Version>>;
+/// What a change became. What is no write (expiry, reclaiming) mints no version and has the last one.
+pub(super) struct Outcome {
+    pub(super) version: Version,
+    pub(super) expiration: Option<u64>,
+}
 
-struct Request {
-    changes: Vec<Change>,
+/// The outcome of each change, in order.
+type Outcomes = Vec<Result<Outcome>>;
+
+pub(super) struct Request {
+    pub(super) changes: Vec<Change>,
     effect: Option<Effect>,
     bytes: usize,
     answer: oneshot::Sender<Result<Outcomes>>,
@@ -98,37 +111,7 @@ pub(super) struct Committer {
     failure: Arc<Failure>,
     committed: Arc<AtomicU64>,
     passing: Arc<Passing>,
-}
-
-/// Rows that the commit under way both puts and removes. While it is under way, nobody can tell whether such a row is absent by its removal or not yet
-/// there: so as of which version it is absent is not known either, and what was put must not seem to come after that absence.
-#[derive(Default)]
-struct Passing {
-    rows: Mutex<HashSet<Bytes>>,
-    /// How often a commit with such rows has begun or ended.
-    turns: AtomicU64,
-    ended: Notify,
-}
-
-impl Passing {
-    fn begin(&self, rows: HashSet<Bytes>) {
-        if !rows.is_empty() {
-            *self.rows.lock().expect("no holder of this lock can panic") = rows;
-            self.turns.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    fn end(&self) {
-        let rows = std::mem::take(&mut *self.rows.lock().expect("no holder of this lock can panic"));
-        if !rows.is_empty() {
-            self.turns.fetch_add(1, Ordering::AcqRel);
-            self.ended.notify_waiters();
-        }
-    }
-
-    fn has(&self, row: &[u8]) -> bool {
-        self.rows.lock().expect("no holder of this lock can panic").contains(row)
-    }
+    membership: Option<Arc<Membership>>,
 }
 
 /// The safe version, taken before a look at the store.
@@ -148,6 +131,10 @@ pub(super) struct Parts {
     pub(super) announcer: Announcer,
     pub(super) metrics: OriginMetrics,
     pub(super) origin: u8,
+    /// Of one of several origins on a shared store.
+    pub(super) membership: Option<Arc<Membership>>,
+    /// How long a shared store remembers what is gone.
+    pub(super) kept: Duration,
     /// Whether the work runs on a thread of its own, and may block it.
     pub(super) own_thread: bool,
     /// The last version that the store has.
@@ -166,8 +153,13 @@ impl Committer {
             failure: Arc::clone(&parts.failure),
             committed: Arc::clone(&committed),
             passing: Arc::clone(&passing),
+            membership: parts.membership.clone(),
         };
-        let versions = VersionClock::new(Arc::clone(&parts.time), parts.last, parts.origin);
+        let time = Arc::clone(&parts.time);
+        let versions = match &parts.membership {
+            None => VersionClock::new(time, parts.last, parts.origin),
+            Some(_) => VersionClock::of_several(time, parts.last, parts.origin),
+        };
         let hashing = ahash::RandomState::new();
         let task = Task { parts, versions, committed, passing, requests: receiver, gathered: 0, hashing };
         (committer, task.run(stop))
@@ -176,22 +168,18 @@ impl Committer {
     /// Up to which every write is in the store, and has been announced: what a look misses took effect after it.
     pub(super) fn safe(&self) -> Safe {
         // In this order: what begins or ends after the first is noticed after the look.
-        let turns = self.passing.turns.load(Ordering::Acquire);
-        Safe { version: Version::from_u64(self.committed.load(Ordering::Acquire)), turns }
+        let turns = self.passing.turns();
+        let version = match &self.membership {
+            None => Version::from_u64(self.committed.load(Ordering::Acquire)),
+            Some(membership) => membership.safe(),
+        };
+        Safe { version, turns }
     }
 
     /// Whether a row that was looked for since, and not found, is absent as of the safe version. If not, the commit that leaves that open is waited for,
     /// and the look is to be repeated.
     pub(super) async fn is_absent_as_of(&self, safe: &Safe, row: &[u8]) -> bool {
-        // Before the look, so that the end is not missed between it and the wait.
-        let ended = self.passing.ended.notified();
-        tokio::pin!(ended);
-        ended.as_mut().enable();
-        if self.passing.has(row) {
-            ended.await;
-            return false;
-        }
-        self.passing.turns.load(Ordering::Acquire) == safe.turns
+        !self.passing.wait_for(row).await && self.passing.turns() == safe.turns
     }
 
     /// Whether a commit has failed, so that none will be taken any more.
@@ -202,6 +190,9 @@ impl Committer {
     /// Hands changes in and waits until they are on disk. They go into one batch together. The work goes on when the caller doesn't.
     pub(super) async fn commit(&self, changes: Vec<Change>, effect: Option<Effect>) -> Result<Outcomes> {
         self.failure.check()?;
+        if let Some(membership) = &self.membership {
+            membership.check_writes()?;
+        }
         let bytes = changes.iter().map(Change::bytes).sum::<usize>() + CHANGE_OVERHEAD_BYTES;
         let permits = u32::try_from(bytes.min(WAITING_BYTES_MAX)).expect("the bound on waiting bytes fits");
         let room = Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| closed())?;
@@ -213,7 +204,7 @@ impl Committer {
 }
 
 fn closed() -> Error {
-    Error::unavailable("the origin is shutting down")
+    Error::unavailable("the origin is shutting down").and_untaken()
 }
 
 impl Change {
@@ -226,41 +217,15 @@ impl Change {
     }
 
     /// Room for its record, if it puts one.
-    fn record_bytes_max(&self) -> usize {
+    pub(super) fn record_bytes_max(&self) -> usize {
+        let named = if self.id.is_some() { Record::NAMED_BYTES_MAX } else { 0 };
         match &self.action {
             Action::Put { body, metadata, .. } => {
                 let inline = if let Body::Inline(value) = body { value.len() } else { 0 };
-                Record::LENGTH_BESIDE_CONTENT_MAX + inline + metadata.as_ref().map_or(0, Bytes::len)
+                Record::LENGTH_BESIDE_CONTENT_MAX + inline + named + metadata.as_ref().map_or(0, Bytes::len)
             }
-            Action::Delete | Action::Expire { .. } | Action::Reclaim => 0,
-        }
-    }
-}
-
-/// Whether a commit has failed, and why. From then on the origin is read-only.
-pub(super) struct Failure {
-    cause: OnceLock<String>,
-    metrics: OriginMetrics,
-}
-
-impl Failure {
-    pub(super) fn new(metrics: OriginMetrics) -> Failure {
-        Failure { cause: OnceLock::new(), metrics }
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        match self.cause.get() {
-            None => Ok(()),
-            Some(cause) => {
-                Err(Error::internal(format!("the origin is read-only, because writing to its store failed: {cause}")))
-            }
-        }
-    }
-
-    pub(super) fn fail(&self, error: &Error) {
-        if self.cause.set(error.to_string()).is_ok() {
-            self.metrics.turned_read_only();
-            tracing::error!(%error, "WRITING TO THE STORE FAILED: the origin is read-only from now on; repair the disk and restart");
+            Action::Delete => named,
+            Action::Expire { .. } | Action::Reclaim => 0,
         }
     }
 }
@@ -290,52 +255,6 @@ fn acknowledge(requests: Vec<Request>, outcome: Result<Vec<Outcomes>>) {
             }
         }
     }
-}
-
-/// A batch being built.
-#[derive(Default)]
-struct Draft {
-    batch: Batch,
-    /// The entries that it changes, as they stand after the changes added so far.
-    standing: Vec<Standing>,
-    /// Where records are written: one piece of memory for all of them, as they go into the store together, and leave its memory together.
-    records: BytesMut,
-    removed_namespaces: HashSet<NamespaceId>,
-    effects: Vec<Effect>,
-    last: Option<Version>,
-    /// Kept until the batch is on disk, so that nobody takes them for abandoned.
-    uploads: Vec<Upload>,
-    leaves_garbage: bool,
-    writes: u64,
-    /// What the changes tell the tiers, in their order.
-    items: Vec<Item>,
-    /// Rows that are put and then removed.
-    passing: HashSet<Bytes>,
-}
-
-/// Where a change is about to happen.
-struct Target {
-    row: Bytes,
-    /// The place of its entry in [`Draft::standing`]: changes of one entry share it.
-    standing: usize,
-}
-
-/// An entry between two changes.
-enum Standing {
-    Known {
-        replaced: Option<Replaced>,
-        /// Whether this batch has put it.
-        put: bool,
-    },
-    /// The store has a record that nobody can read.
-    Garbled(Box<Error>),
-}
-
-/// What of an entry matters to the change that takes its place.
-#[derive(Clone, Copy)]
-struct Replaced {
-    expiration: Option<u64>,
-    chunked: Option<(ValueId, u32)>,
 }
 
 impl Task {
@@ -402,7 +321,8 @@ impl Task {
             self.versions.check(writes as u64)?;
         }
         let (targets, standing) = self.look_up(requests).await?;
-        let mut draft = Draft::with_room(requests, standing);
+        self.parts.membership.iter().for_each(|membership| membership.begin());
+        let mut draft = Draft::with_room(requests, standing, self.sharing());
         let mut targets = targets.into_iter();
         let mut outcomes = Vec::with_capacity(requests.len());
         for request in requests {
@@ -414,10 +334,13 @@ impl Task {
                 draft.add_effect(effect);
             }
         }
-        if let Some(last) = draft.last {
+        if let Some(last) = draft.last
+            && self.parts.membership.is_none()
+        {
             draft.batch.put(Table::Meta, meta::LAST_VERSION, keys::encode_number(last.as_u64()));
         }
         if draft.batch.is_empty() {
+            self.parts.membership.iter().for_each(|membership| membership.end());
             return Ok(outcomes);
         }
         let started = self.parts.clock.now();
@@ -432,10 +355,20 @@ impl Task {
         if !draft.items.is_empty() {
             self.parts.announcer.begin(&draft.items, &mut batch);
         }
-        if let Err(error) = self.parts.store.commit(batch, Durability::Synced).await {
+        let committed = match (&self.parts.membership, draft.sharing) {
+            (Some(membership), Some(sharing)) => membership.carry_out(batch, sharing.stamp).await,
+            _ => self.parts.store.commit(batch, Durability::Synced).await,
+        };
+        if let Err(error) = committed {
             // Before the draft drops its uploads: nobody may reclaim what this batch may yet turn out to name.
             self.parts.failure.fail(&error);
-            return Err(Error::internal("the write failed, because the store could not commit it").with_source(error));
+            return Err(match self.parts.membership {
+                None => Error::internal("the write failed, because the store could not commit it"),
+                Some(_) => {
+                    Error::unavailable("whether the write took effect is not known: the store did not say in time")
+                }
+            }
+            .with_source(error));
         }
         self.parts.metrics.committed(draft.writes, self.parts.clock.now().since(started));
         self.took_effect(draft);
@@ -448,9 +381,14 @@ impl Task {
             self.parts.namespaces.apply(*effect);
         }
         if let Some(last) = draft.last {
-            self.parts.announcer.publish(draft.items, last, &self.parts.time);
+            let safe = match &self.parts.membership {
+                None => last,
+                Some(membership) => membership.safe(),
+            };
+            self.parts.announcer.publish(draft.items, safe, &self.parts.time);
             self.committed.store(last.as_u64(), Ordering::Release);
         }
+        self.parts.membership.iter().for_each(|membership| membership.end());
         if draft.leaves_garbage {
             self.parts.values.wake_reclaimer();
         }
@@ -480,160 +418,82 @@ impl Task {
         Ok((targets, standing))
     }
 
-    fn add(&mut self, draft: &mut Draft, change: Change, target: Target) -> Result<Version> {
-        let Change { namespace, key, action } = change;
-        let replaced = match &draft.standing[target.standing] {
-            Standing::Known { replaced, .. } => *replaced,
+    fn sharing(&self) -> Option<Sharing> {
+        let membership = self.parts.membership.as_ref()?;
+        let now = self.parts.time.millis();
+        Some(Sharing { now, stamp: Version::first_of(now, membership.id()), kept: self.parts.kept })
+    }
+
+    fn add(&mut self, draft: &mut Draft, change: Change, target: Target) -> Result<Outcome> {
+        let Change { namespace, key, action, id } = change;
+        let known = match &draft.standing[target.standing] {
+            Standing::Known(known) => known,
             Standing::Garbled(error) => return Err(error.copied()),
         };
-        let exists = !draft.removed_namespaces.contains(&namespace);
+        if let Some(version) = known.outcome(id) {
+            // It was handed in before. Of what has replaced it since nothing is to be kept.
+            let current = known.version == version;
+            let expiration = if current {
+                known.replaced.and_then(|replaced| replaced.expiration)
+            } else {
+                Some(self.parts.time.seconds())
+            };
+            return Ok(Outcome { version, expiration });
+        }
+        let (replaced, above) = (known.replaced, known.version);
+        if let Action::Put { .. } | Action::Delete = action {
+            if draft.removed_namespaces.contains(&namespace) {
+                return Err(super::namespace_unknown());
+            }
+            self.parts.namespaces.check(namespace)?;
+        }
         match action {
             Action::Put { body, metadata, expiration } => {
-                if !exists {
-                    return Err(super::namespace_unknown());
-                }
-                self.parts.namespaces.check(namespace)?;
-                draft.clear(namespace, &key, replaced);
-                let version = self.mint(draft);
+                body.check_age(self.parts.clock.now(), self.parts.kept)?;
+                let version = self.mint(draft, above)?;
+                draft.clear(namespace, &key, &target, replaced);
                 let state = self.parts.announcer.pushed(&body, metadata.as_ref(), expiration);
                 draft.items.push(Item::Purge(Purge { namespace, key: key.clone(), version, state }));
                 let (length, place) = draft.place(body);
-                draft.put(namespace, &key, target, &Record { version, expiration, metadata, length, place });
-                Ok(version)
+                let record = Record { version, expiration, metadata, length, place, named: Vec::new() };
+                draft.put(namespace, &key, target, record, id)?;
+                Ok(Outcome { version, expiration })
             }
             Action::Delete => {
-                if !exists {
-                    return Err(super::namespace_unknown());
-                }
-                self.parts.namespaces.check(namespace)?;
-                draft.clear(namespace, &key, replaced);
-                draft.remove(target, replaced);
                 // A missing key's deletion is a write as well: its version is above whatever anybody holds of the key.
-                let version = self.mint(draft);
+                let version = self.mint(draft, above)?;
+                draft.clear(namespace, &key, &target, replaced);
+                draft.delete(target, replaced, version, id);
                 draft.items.push(Item::Purge(Purge { namespace, key, version, state: Some(Pushed::Absent) }));
-                Ok(version)
+                Ok(Outcome { version, expiration: None })
             }
             Action::Expire { expiration } => {
                 let due = expiration <= self.parts.time.seconds();
                 let current = replaced.is_some_and(|replaced| replaced.expiration == Some(expiration));
                 if due && current {
-                    draft.clear(namespace, &key, replaced);
+                    draft.clear(namespace, &key, &target, replaced);
                     draft.remove(target, replaced);
                 } else if !current {
                     draft.batch.remove(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()));
                 }
-                Ok(self.versions.last())
+                Ok(Outcome { version: self.versions.last(), expiration: None })
             }
             Action::Reclaim => {
-                draft.clear(namespace, &key, replaced);
+                draft.clear(namespace, &key, &target, replaced);
                 draft.remove(target, replaced);
-                Ok(self.versions.last())
+                Ok(Outcome { version: self.versions.last(), expiration: None })
             }
         }
     }
 
-    fn mint(&mut self, draft: &mut Draft) -> Version {
-        let version = self.versions.mint();
-        draft.last = Some(version);
-        draft.writes += 1;
-        version
-    }
-}
-
-impl Standing {
-    fn read(row: &[u8], found: Option<Bytes>) -> Standing {
-        match found.map(|value| Record::decode(row, &value)) {
-            None => Standing::Known { replaced: None, put: false },
-            Some(Ok(record)) => Standing::Known { replaced: Some(Replaced::from(&record)), put: false },
-            Some(Err(error)) => Standing::Garbled(Box::new(error)),
-        }
-    }
-}
-
-impl Draft {
-    fn with_room(requests: &[Request], standing: Vec<Standing>) -> Draft {
-        let changes = requests.iter().map(|request| request.changes.len()).sum();
-        let records = requests.iter().flat_map(|request| &request.changes).map(Change::record_bytes_max).sum();
-        Draft {
-            // Beside the entries a few rows of the commit's own.
-            batch: Batch { changes: Vec::with_capacity(changes + 4), version: Version::ZERO },
-            standing,
-            records: BytesMut::with_capacity(records),
-            items: Vec::with_capacity(changes),
-            ..Draft::default()
-        }
-    }
-
-    /// Removes what belongs to an entry beside its record, which is about to be replaced or removed.
-    fn clear(&mut self, namespace: NamespaceId, key: &Key, replaced: Option<Replaced>) {
-        let Some(replaced) = replaced else { return };
-        if let Some(expiration) = replaced.expiration {
-            self.batch.remove(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()));
-        }
-        if let Some((id, chunks)) = replaced.chunked {
-            self.batch.put(Table::Reclaim, Reclaim::Value(id).row(), keys::encode_chunks(chunks));
-            self.leaves_garbage = true;
-        }
-    }
-
-    fn remove(&mut self, Target { row, standing }: Target, replaced: Option<Replaced>) {
-        if let Standing::Known { put: true, .. } = self.standing[standing] {
-            self.passing.insert(row.clone());
-        }
-        if replaced.is_some() {
-            self.batch.remove(Table::Entry, row);
-        }
-        self.standing[standing] = Standing::Known { replaced: None, put: false };
-    }
-
-    /// Adds what a received value still needs to be one, and returns its length and its place.
-    fn place(&mut self, body: Body) -> (u64, Place) {
-        match body {
-            Body::Inline(value) => (value.len() as u64, Place::Inline(value)),
-            Body::Chunk(id, value) => {
-                let length = value.len() as u64;
-                self.batch.put(Table::Chunk, keys::chunk(id, 0), value);
-                (length, Place::Chunked(id))
-            }
-            Body::Uploaded(upload) => {
-                self.batch.remove(Table::Reclaim, Reclaim::Upload(upload.id()).row());
-                let place = (upload.length(), Place::Chunked(upload.id()));
-                self.uploads.push(upload);
-                place
-            }
-        }
-    }
-
-    fn put(&mut self, namespace: NamespaceId, key: &Key, target: Target, record: &Record) {
-        if let Some(expiration) = record.expiration {
-            self.batch.put(Table::Expiry, keys::expiry(expiration, namespace, key.as_bytes()), Bytes::new());
-        }
-        self.batch.put(Table::Entry, target.row, record.encode_into(&mut self.records));
-        self.standing[target.standing] = Standing::Known { replaced: Some(Replaced::from(record)), put: true };
-    }
-
-    fn add_effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::Create(_) => {}
-            Effect::Remove(namespace) => {
-                self.batch.put(Table::Reclaim, Reclaim::Namespace(namespace).row(), Bytes::new());
-                self.removed_namespaces.insert(namespace);
-                self.leaves_garbage = true;
-                // With its record's deletion, which has a version.
-                self.items.extend(self.last.map(|version| Item::Namespace { namespace, version }));
-            }
-            Effect::Reclaimed(namespace) => self.batch.remove(Table::Reclaim, Reclaim::Namespace(namespace).row()),
-        }
-        self.effects.push(effect);
-    }
-}
-
-impl From<&Record> for Replaced {
-    fn from(record: &Record) -> Replaced {
-        let chunked = match record.place {
-            Place::Inline(_) => None,
-            Place::Chunked(id) => Some((id, keys::chunks_of(record.length))),
+    /// Above what the entry has, whoever minted that (O1).
+    fn mint(&mut self, draft: &mut Draft, above: Version) -> Result<Version> {
+        let version = match draft.sharing {
+            None => self.versions.mint(),
+            Some(_) => self.versions.mint_above(above)?,
         };
-        Replaced { expiration: record.expiration, chunked }
+        draft.last = draft.last.max(Some(version));
+        draft.writes += 1;
+        Ok(version)
     }
 }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -14,6 +17,7 @@ use tokio::sync::Mutex;
 
 use super::{
     commit::{Action, Change, Committer, Effect},
+    membership::Membership,
     namespace_unknown,
     values::Body,
 };
@@ -27,33 +31,69 @@ use crate::{
     limits,
     store::{
         Store, Table,
-        keys::{self, Record},
+        keys::{self, Place, Record},
     },
 };
 
 /// The namespaces that exist, of all accounts: in memory, since every request asks.
 #[derive(Default)]
-pub(super) struct Namespaces(RwLock<HashSet<NamespaceId>>);
+pub(super) struct Namespaces {
+    known: RwLock<HashSet<NamespaceId>>,
+    /// How often this origin has changed them itself.
+    changes: AtomicU64,
+    /// Held while they are read from the store.
+    reading: Mutex<()>,
+}
 
 impl Namespaces {
     pub(super) async fn load(store: &dyn Store) -> Result<Namespaces> {
-        let mut namespaces = HashSet::new();
-        for (key, record) in scan(store, b"namespace/").await? {
-            let namespace: Namespace = parse(&key, &record)?;
-            namespaces.insert(namespace.id);
+        let namespaces = Namespaces::default();
+        namespaces.read(store).await?;
+        Ok(namespaces)
+    }
+
+    /// Learns what the store has: other origins may have decided since.
+    pub(super) async fn read(&self, store: &dyn Store) -> Result<()> {
+        let _one_at_a_time = self.reading.lock().await;
+        loop {
+            let changes = self.changes.load(Ordering::Acquire);
+            let mut namespaces = HashSet::new();
+            for (key, record) in scan(store, b"namespace/").await? {
+                let namespace: Namespace = parse(&key, &record)?;
+                namespaces.insert(namespace.id);
+            }
+            let mut known = self.known.write().expect("no holder of this lock can panic");
+            // What was changed here meanwhile may be missing in what was read.
+            if self.changes.load(Ordering::Acquire) == changes {
+                *known = namespaces;
+                return Ok(());
+            }
         }
-        Ok(Namespaces(RwLock::new(namespaces)))
+    }
+
+    /// [`Namespaces::check`], at one of several origins: what is not known here another one may have made.
+    pub(super) async fn check_anew(&self, namespace: NamespaceId, store: &dyn Store) -> Result<()> {
+        if self.check(namespace).is_ok() {
+            return Ok(());
+        }
+        // Who waited for another's reading may have asked after it began.
+        drop(self.reading.lock().await);
+        if self.check(namespace).is_err() {
+            self.read(store).await?;
+        }
+        self.check(namespace)
     }
 
     /// An error unless the namespace exists.
     pub(super) fn check(&self, namespace: NamespaceId) -> Result<()> {
         let exists = namespace == NamespaceId::RESERVED
-            || self.0.read().expect("no holder of this lock can panic").contains(&namespace);
+            || self.known.read().expect("no holder of this lock can panic").contains(&namespace);
         if exists { Ok(()) } else { Err(namespace_unknown()) }
     }
 
     pub(super) fn apply(&self, effect: Effect) {
-        let mut namespaces = self.0.write().expect("no holder of this lock can panic");
+        let mut namespaces = self.known.write().expect("no holder of this lock can panic");
+        self.changes.fetch_add(1, Ordering::AcqRel);
         match effect {
             Effect::Create(namespace) => {
                 namespaces.insert(namespace);
@@ -73,11 +113,26 @@ pub(super) struct Registry {
     pub(super) committer: Arc<Committer>,
     pub(super) namespaces_per_account: usize,
     pub(super) deciding: Mutex<()>,
+    /// Where other origins decide, too.
+    pub(super) membership: Option<Arc<Membership>>,
 }
 
 impl Registry {
     pub(super) async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
+        self.alone(async || self.decide(account, control).await).await
+    }
+
+    /// Nobody else decides meanwhile, here or at another origin.
+    async fn alone<T>(&self, decide: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let _one_at_a_time = self.deciding.lock().await;
+        let Some(membership) = &self.membership else { return decide().await };
+        membership.decide().await?;
+        let decided = decide().await;
+        membership.decided().await;
+        decided
+    }
+
+    async fn decide(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
         if self.find::<Account>(&reserved::account(account)).await?.is_none() {
             return Err(Error::new(Kind::AccountUnknown, "account not found"));
         }
@@ -93,13 +148,12 @@ impl Registry {
     }
 
     pub(super) async fn ensure_account(&self, account: &Account) -> Result<()> {
-        let _one_at_a_time = self.deciding.lock().await;
         let key = reserved::account(account.id);
         if self.find::<Account>(&key).await?.as_ref() == Some(account) {
             return Ok(());
         }
         tracing::info!(account = %account.id, name = account.name, "writing the record of an account");
-        self.commit(vec![put(key, account)?], None).await.map(|_| ())
+        self.alone(async || self.commit(vec![put(key, account)?], None).await.map(|_| ())).await
     }
 
     async fn create_namespace(
@@ -198,14 +252,15 @@ impl Registry {
     async fn find<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>> {
         let row = keys::entry(NamespaceId::RESERVED, key.as_bytes());
         let Some(value) = self.store.get(Table::Entry, &row).await? else { return Ok(None) };
-        parse(key, &Record::decode(&row, &value)?).map(Some)
+        let record = Record::decode(&row, &value)?;
+        if record.place == Place::Deleted { Ok(None) } else { parse(key, &record).map(Some) }
     }
 
     /// Returns the highest version of the changes.
     async fn commit(&self, changes: Vec<Change>, effect: Option<Effect>) -> Result<Version> {
         let outcomes = self.committer.commit(changes, effect).await?;
-        let versions = outcomes.into_iter().collect::<Result<Vec<_>>>()?;
-        Ok(versions.into_iter().max().unwrap_or(Version::ZERO))
+        let outcomes = outcomes.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(outcomes.into_iter().map(|outcome| outcome.version).max().unwrap_or(Version::ZERO))
     }
 }
 
@@ -220,11 +275,11 @@ fn put(key: Key, record: &impl Serialize) -> Result<Change> {
     let record = serde_json::to_vec(record)
         .map_err(|e| Error::internal(format!("writing the record {key:?}")).with_source(e))?;
     let action = Action::Put { body: Body::Inline(Bytes::new()), metadata: Some(record.into()), expiration: None };
-    Ok(Change { namespace: NamespaceId::RESERVED, key, action })
+    Ok(Change { namespace: NamespaceId::RESERVED, key, action, id: None })
 }
 
 fn delete(key: Key) -> Change {
-    Change { namespace: NamespaceId::RESERVED, key, action: Action::Delete }
+    Change { namespace: NamespaceId::RESERVED, key, action: Action::Delete, id: None }
 }
 
 fn parse<T: DeserializeOwned>(key: &Key, record: &Record) -> Result<T> {
@@ -242,7 +297,10 @@ async fn scan(store: &dyn Store, prefix: &[u8]) -> Result<Vec<(Key, Record)>> {
         let rows = store.scan(Table::Entry, &from, &to, STEP_ROWS).await?;
         for (row, value) in &rows {
             let (_, key) = keys::parse_entry(row)?;
-            records.push((key, Record::decode(row, value)?));
+            let record = Record::decode(row, value)?;
+            if record.place != Place::Deleted {
+                records.push((key, record));
+            }
         }
         match rows.last() {
             Some((last, _)) if rows.len() == STEP_ROWS => from = keys::after(last),

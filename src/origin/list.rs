@@ -18,7 +18,7 @@ use crate::{
     limits,
     store::{
         Store, Table,
-        keys::{self, Record},
+        keys::{self, Place, Record},
     },
 };
 
@@ -75,9 +75,12 @@ impl Lister {
     }
 }
 
-/// What a row shows in a listing; nothing once it has expired.
+/// What a row shows in a listing; nothing once it has expired, or was deleted.
 fn listed(row: &Bytes, value: &Bytes, now: u64) -> Result<Option<Listed>> {
     let record = Record::decode(row, value)?;
+    if record.place == Place::Deleted {
+        return Ok(None);
+    }
     if record.expiration.is_some_and(|expiration| expire::time_left(expiration, now).is_none()) {
         return Ok(None);
     }

@@ -9,9 +9,14 @@
 mod announce;
 mod commit;
 mod control;
+mod draft;
 mod expire;
+mod failure;
 mod garbled;
+pub mod host;
 mod list;
+mod membership;
+mod passing;
 mod rate;
 mod reclaim;
 #[cfg(test)]
@@ -29,14 +34,16 @@ use tokio_util::{
 
 use self::{
     announce::Announcer,
-    commit::{Action, Committer, Failure, Parts},
+    commit::{Action, Committer, Outcome, Parts},
     control::{Namespaces, Registry},
     expire::Sweeper,
+    failure::Failure,
     garbled::Garbled,
     list::{Cursors, Lister},
+    membership::{Joined, Membership},
     rate::WriteRate,
-    reclaim::Reclaimer,
-    values::Values,
+    reclaim::{Reclaimer, SharedGarbage},
+    values::{For, SharedValues, Values},
     versions::Time,
 };
 use crate::{
@@ -52,14 +59,21 @@ use crate::{
     metrics::OriginMetrics,
     purge::feed::{Feed, FeedSettings},
     store::{
-        Batch, Durability, Store, Table,
+        Batch, Durability, Replaced, Store, Table,
         keys::{self, Place, Record, meta},
     },
 };
 
 pub struct OriginSettings {
-    /// Goes into every version, and must differ between origins that share a store.
+    /// Goes into every version. On a shared store each origin is given one.
     pub id: u8,
+    /// `host:port` at which tiers reach this origin; on a shared store the others tell it to theirs.
+    pub address: String,
+    /// On a shared store: how long an origin that is silent counts as alive.
+    pub lease: Duration,
+    /// On a shared store: how long it is remembered that an entry was deleted or has expired, and how long values are kept that no entry names. Far above
+    /// any error of a clock, any upload and any read.
+    pub deletions_kept: Duration,
     pub namespaces_per_account: usize,
     /// Puts that a key takes in a second; `None` is no limit. Deletions are never refused.
     pub writes_per_key_per_second: Option<u32>,
@@ -72,6 +86,9 @@ impl Default for OriginSettings {
     fn default() -> OriginSettings {
         OriginSettings {
             id: 0,
+            address: String::new(),
+            lease: limits::LEASE_DEFAULT,
+            deletions_kept: limits::DELETIONS_KEPT_DEFAULT,
             namespaces_per_account: 1000,
             writes_per_key_per_second: None,
             push_bytes_max: limits::PUSH_BYTES_DEFAULT,
@@ -84,6 +101,7 @@ pub struct Origin {
     core: Arc<Core>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    failure: Arc<Failure>,
 }
 
 struct Core {
@@ -96,8 +114,12 @@ struct Core {
     registry: Registry,
     rate: Option<WriteRate>,
     feed: Feed,
+    /// Of one of several origins.
+    membership: Option<Arc<Membership>>,
 }
 
+/// How far another origin's clock may be ahead of ours; a version from further on was never written.
+const CLOCKS_APART_MILLIS: u64 = 60_000;
 /// How often a read may find that its value was overwritten and reclaimed between two looks, before it gives up.
 const READ_ATTEMPTS: usize = 32;
 
@@ -109,13 +131,33 @@ impl Origin {
         settings: OriginSettings,
         metrics: OriginMetrics,
     ) -> Result<Arc<Origin>> {
-        let found = Facts::load(&*store, &*clock).await?;
+        let OriginSettings { push_bytes_max, feed, lease, deletions_kept: kept, .. } = settings;
+        let shared = store.agreement().is_some();
+        let failure = Arc::new(Failure::new(shared, metrics.clone()));
+        let (found, announcer, membership) = if shared {
+            let announcer = Announcer::of_several(Arc::clone(&clock), feed, push_bytes_max);
+            let cursor_secret = agreed_secret(&*store, &*clock).await?;
+            let (feed, failure) = (announcer.feed().clone(), Arc::clone(&failure));
+            let joining =
+                Membership::join(Arc::clone(&store), Arc::clone(&clock), feed, failure, settings.address, lease);
+            let Joined { members, starts, floor } = joining.await?;
+            (Facts { last_version: floor, starts, cursor_secret }, announcer, Some(members))
+        } else {
+            let found = Facts::load(&*store, &*clock).await?;
+            let (clock, last) = (Arc::clone(&clock), found.last_version);
+            (found, Announcer::load(&*store, clock, feed, push_bytes_max, last).await?, None)
+        };
+        let id = membership.as_ref().map_or(settings.id, |membership| membership.id());
         let namespaces = Arc::new(Namespaces::load(&*store).await?);
-        let failure = Arc::new(Failure::new(metrics.clone()));
         let time = Arc::new(Time::new(Arc::clone(&clock), found.last_version));
-        let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts);
-        let OriginSettings { push_bytes_max, feed, .. } = settings;
-        let announcer = Announcer::load(&*store, Arc::clone(&clock), feed, push_bytes_max, found.last_version).await?;
+        membership.iter().for_each(|membership| membership.goes_by(Arc::clone(&time)));
+        let shared_values = membership.as_ref().map(|_| SharedValues {
+            clock: Arc::clone(&clock),
+            time: Arc::clone(&time),
+            origin: id,
+            kept,
+        });
+        let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts, shared_values);
         let feed = announcer.feed().clone();
         let own_thread = store.in_place();
         let parts = Parts {
@@ -124,29 +166,42 @@ impl Origin {
             time: Arc::clone(&time),
             values: Arc::clone(&values),
             namespaces: Arc::clone(&namespaces),
-            failure,
+            failure: Arc::clone(&failure),
             announcer,
             metrics,
-            origin: settings.id,
+            origin: id,
+            membership: membership.clone(),
+            kept,
             own_thread: own_thread.is_some(),
             last: found.last_version,
         };
         let stop_committer = CancellationToken::new();
         let (committer, committing) = Committer::new(parts, stop_committer.clone());
+        // The last batch, too, stands under the lease.
+        let committed = CancellationToken::new();
+        let ends_lease = committed.clone().drop_guard();
+        let committing = async move {
+            let _ends_lease = ends_lease;
+            committing.await;
+        };
         let committer = Arc::new(committer);
-        let sweeper = Sweeper {
+        // What expires in a shared store goes by itself.
+        let sweeper = membership.is_none().then(|| Sweeper {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
             time: Arc::clone(&time),
             committer: Arc::clone(&committer),
             garbled: Garbled::of(Table::Expiry),
-        };
+        });
+        let shared_garbage =
+            membership.clone().map(|membership| SharedGarbage { membership, time: Arc::clone(&time), kept });
         let reclaimer = Reclaimer {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
             values: Arc::clone(&values),
             committer: Arc::clone(&committer),
             garbled: Garbled::of(Table::Reclaim),
+            shared: shared_garbage,
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         match own_thread {
@@ -154,6 +209,10 @@ impl Origin {
             None => {
                 tasks.spawn(in_background("committer", committing));
             }
+        }
+        if let Some(membership) = &membership {
+            let refreshing = Arc::clone(membership).run(Arc::clone(&namespaces));
+            tasks.spawn(in_background("lease", committed.run_until_cancelled_owned(refreshing)));
         }
         tasks.spawn(tidy_until(stop.clone(), sweeper, reclaimer, stop_committer));
         tasks.close();
@@ -165,18 +224,35 @@ impl Origin {
             committer: Arc::clone(&committer),
             namespaces_per_account: settings.namespaces_per_account,
             deciding: tokio::sync::Mutex::default(),
+            membership: membership.clone(),
         };
         let rate = settings.writes_per_key_per_second.map(|limit| WriteRate::new(clock, limit));
         tracing::info!(last_version = %found.last_version, starts = found.starts, "the origin has started");
-        let core = Core { store, time, values, namespaces, committer, lister, registry, rate, feed };
-        Ok(Arc::new(Origin { core: Arc::new(core), stop, tasks }))
+        let core = Core { store, time, values, namespaces, committer, lister, registry, rate, feed, membership };
+        Ok(Arc::new(Origin { core: Arc::new(core), stop, tasks, failure }))
     }
 
-    /// Takes no more writes, finishes those handed in, syncs the store and ends the background tasks.
+    /// Takes no more writes, finishes those handed in, syncs the store and ends the background tasks. One of several origins then leaves the others, and its
+    /// feed ends with its last purge.
     pub async fn close(&self) {
-        self.core.feed.close();
+        if self.core.membership.is_none() {
+            self.core.feed.close();
+        }
         self.stop.cancel();
         self.tasks.wait().await;
+        if let Some(membership) = &self.core.membership
+            && self.failure.check().is_ok()
+        {
+            membership.leave().await;
+            self.core.feed.end();
+        } else {
+            self.core.feed.close();
+        }
+    }
+
+    /// Waits until this origin can't go on: one of several is then to start anew.
+    pub async fn failed(&self) {
+        self.failure.failed().await;
     }
 
     /// What the origin tells those who follow it.
@@ -199,12 +275,17 @@ impl Drop for Origin {
 /// Runs the sweeper and the reclaimer until `stop`, then stops the committer, which they wait for.
 async fn tidy_until(
     stop: CancellationToken,
-    sweeper: Sweeper,
+    sweeper: Option<Sweeper>,
     reclaimer: Reclaimer,
     stop_committer: CancellationToken,
 ) {
+    let sweeping = async move {
+        if let Some(sweeper) = sweeper {
+            sweeper.run().await;
+        }
+    };
     tokio::join!(
-        in_background("sweeper", stop.clone().run_until_cancelled_owned(sweeper.run())),
+        in_background("sweeper", stop.clone().run_until_cancelled_owned(sweeping)),
         in_background("reclaimer", stop.clone().run_until_cancelled_owned(reclaimer.run())),
     );
     stop.cancelled().await;
@@ -285,6 +366,21 @@ impl Facts {
     }
 }
 
+/// The key that authenticates cursors, of all origins on a shared store.
+async fn agreed_secret(store: &dyn Store, clock: &dyn Clock) -> Result<[u8; 32]> {
+    const NAME: &str = "cursor-secret";
+    let agreement = store.agreement().ok_or_else(|| Error::internal("this store is one origin's alone"))?;
+    let mut agreed = agreement.read(NAME).await?;
+    if agreed.revision == 0 {
+        let secret = random_bytes::<32>(clock);
+        match agreement.replace(NAME, 0, secret.to_vec().into()).await? {
+            Replaced::Done => return Ok(secret),
+            Replaced::Overtaken(theirs) => agreed = theirs,
+        }
+    }
+    agreed.value[..].try_into().map_err(|_| Error::internal("the secret of the cursors in the store has not 32 bytes"))
+}
+
 fn namespace_unknown() -> Error {
     Error::new(Kind::NamespaceUnknown, "namespace not found")
 }
@@ -304,7 +400,7 @@ impl Source for Origin {
     }
 
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
-        self.core.namespaces.check(namespace)?;
+        self.core.check_exists(namespace).await?;
         self.core.lister.list(namespace, list).await
     }
 
@@ -316,29 +412,29 @@ impl Source for Origin {
 #[async_trait]
 impl Writer for Origin {
     async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
-        self.core.check_writable(namespace)?;
+        self.core.check_writable(namespace).await?;
         if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
             rate.charge(namespace, key)?;
         }
-        let (change, expiration) = self.core.prepare(namespace, key.clone(), change).await?;
+        let change = self.core.prepare(namespace, key.clone(), change, via).await?;
         let mut outcomes = self.core.committer.commit(vec![change], None).await?;
-        let version = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
+        let outcome = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
         // After its own purge, whose state it has already.
-        if let Some(by) = via.follower {
-            self.core.feed.note(by, namespace, key.as_bytes());
+        if let Some(follower) = via.follower {
+            self.core.feed.note(follower, namespace, key.as_bytes());
         }
-        Ok(self.core.written(version, expiration))
+        Ok(self.core.written(outcome))
     }
 
     async fn write_many(
         &self,
         namespace: NamespaceId,
         writes: Vec<(Key, Change)>,
-        _via: Via,
+        via: Via,
     ) -> Result<Vec<Result<Written>>> {
-        self.core.check_writable(namespace)?;
+        self.core.check_writable(namespace).await?;
         let mut charged = HashSet::new();
-        let mut outcomes = Vec::with_capacity(writes.len());
+        let mut prepared = Vec::with_capacity(writes.len());
         let mut changes = Vec::with_capacity(writes.len());
         for (key, change) in writes {
             // A key counts once per call, however often it is in it: the last one wins.
@@ -346,23 +442,20 @@ impl Writer for Origin {
                 (Change::Put { .. }, Some(rate)) if charged.insert(key.clone()) => rate.charge(namespace, &key).err(),
                 _ => None,
             };
-            let prepared = match refused {
+            let change = match refused {
                 Some(error) => Err(error),
-                None => self.core.prepare(namespace, key, change).await,
+                None => self.core.prepare(namespace, key, change, via).await,
             };
-            outcomes.push(prepared.map(|(change, expiration)| {
-                changes.push(change);
-                expiration
-            }));
+            prepared.push(change.map(|change| changes.push(change)));
         }
-        let mut versions = self.core.committer.commit(changes, None).await?.into_iter();
-        let outcome = |prepared: Result<Option<u64>>| {
-            let expiration = prepared?;
-            let version =
-                versions.next().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
-            Ok(self.core.written(version, expiration))
+        let mut outcomes = self.core.committer.commit(changes, None).await?.into_iter();
+        let outcome = |prepared: Result<()>| {
+            prepared?;
+            let outcome =
+                outcomes.next().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
+            Ok(self.core.written(outcome))
         };
-        Ok(outcomes.into_iter().map(outcome).collect())
+        Ok(prepared.into_iter().map(outcome).collect())
     }
 
     async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
@@ -376,8 +469,12 @@ impl Writer for Origin {
 
 impl Core {
     async fn get(&self, namespace: NamespaceId, key: &Key, read: &Read) -> Result<Answer> {
-        self.namespaces.check(namespace)?;
-        let known = self.committer.safe().version;
+        self.check_exists(namespace).await?;
+        let known = match self.membership {
+            None => self.committer.safe().version,
+            // Another origin's write is known here as soon as it is in the store; its clock may be ahead.
+            Some(_) => Version::first_of(self.time.millis() + CLOCKS_APART_MILLIS, 0),
+        };
         if let Some(demanded) = read.at_least
             && demanded > known
         {
@@ -402,6 +499,7 @@ impl Core {
                 None => None,
                 Some(expiration) => match expire::time_left(expiration, self.time.millis()) {
                     Some(left) => Some(left),
+                    None if self.membership.is_some() => return Ok(absent(read, version.max(safe.version))),
                     None => return Ok(absent(read, safe.version)),
                 },
             };
@@ -415,6 +513,7 @@ impl Core {
                     // Overwritten and reclaimed since the look: look again.
                     None => continue,
                 },
+                Place::Deleted => return Ok(absent(read, version.max(safe.version))),
             };
             let entry = Entry { value, metadata: record.metadata, expiration: record.expiration, time_left };
             return Ok(answer(State::Present(entry), version));
@@ -424,27 +523,38 @@ impl Core {
         )))
     }
 
-    fn check_writable(&self, namespace: NamespaceId) -> Result<()> {
+    async fn check_exists(&self, namespace: NamespaceId) -> Result<()> {
+        match self.membership {
+            None => self.namespaces.check(namespace),
+            Some(_) => self.namespaces.check_anew(namespace, &*self.store).await,
+        }
+    }
+
+    async fn check_writable(&self, namespace: NamespaceId) -> Result<()> {
         if namespace == NamespaceId::RESERVED {
             return Err(Error::new(Kind::Forbidden, "the reserved namespace changes only with what exists"));
         }
-        self.namespaces.check(namespace)
+        // Before anything is taken in.
+        self.membership.iter().try_for_each(|membership| membership.check_writes())?;
+        self.check_exists(namespace).await
     }
 
-    /// Checks a change and takes in its value. Also returns its absolute expiration.
-    async fn prepare(&self, namespace: NamespaceId, key: Key, change: Change) -> Result<(commit::Change, Option<u64>)> {
-        let (action, expiration) = match change {
+    /// Checks a change and takes in its value.
+    async fn prepare(&self, namespace: NamespaceId, key: Key, change: Change, via: Via) -> Result<commit::Change> {
+        let action = match change {
             Change::Put { value, metadata, expires } => {
                 let expiration = expire::resolve(expires, self.time.seconds())?;
-                let body = self.values.receive(value).await?;
-                (Action::Put { body, metadata, expiration }, expiration)
+                let row = keys::entry(namespace, key.as_bytes());
+                let body = self.values.receive(value, For { row: &row, expiration }).await?;
+                Action::Put { body, metadata, expiration }
             }
-            Change::Delete => (Action::Delete, None),
+            Change::Delete => Action::Delete,
         };
-        Ok((commit::Change { namespace, key, action }, expiration))
+        Ok(commit::Change { namespace, key, action, id: via.id })
     }
 
-    fn written(&self, version: Version, expiration: Option<u64>) -> Written {
+    fn written(&self, outcome: Outcome) -> Written {
+        let Outcome { version, expiration } = outcome;
         let time_left =
             expiration.map(|expiration| expire::time_left(expiration, self.time.millis()).unwrap_or(Duration::ZERO));
         Written { version, expiration, time_left }

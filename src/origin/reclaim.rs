@@ -4,6 +4,9 @@
 //! All of it is written down in `Reclaim` by the commit that made it garbage, and crossed out with its removal. So it goes on after a restart
 //! where it was, in steps of bounded size, and a step done twice does no harm.
 //!
+//! On a shared store a value may be garbage or not, until all who could be reading it, or about to name it, must have ended. Then whoever tidies for all origins
+//! looks whether its entry names it.
+//!
 //! A store on disk keeps traces of removed rows for a while, and steps over them at each scan. So a scan goes on behind what was removed, and passes
 //! are spaced.
 
@@ -14,7 +17,9 @@ use bytes::Bytes;
 use super::{
     commit::{Action, Change, Committer, Effect},
     garbled::Garbled,
+    membership::Membership,
     values::Values,
+    versions::Time,
 };
 use crate::{
     clock::Clock,
@@ -22,7 +27,7 @@ use crate::{
     kv::NamespaceId,
     store::{
         Store, Table,
-        keys::{self, Reclaim},
+        keys::{self, Place, Reclaim, Record, ValueId},
     },
 };
 
@@ -30,6 +35,10 @@ use crate::{
 const STEP_ROWS: usize = 256;
 /// How long after a pass the next one may begin. Whatever becomes garbage meanwhile wakes it once.
 const PASS_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a shared store is looked through.
+const PASSES_PER_KEPT: u32 = 8;
+const SHARED_INTERVAL_MIN: Duration = Duration::from_secs(5);
+const SHARED_INTERVAL_MAX: Duration = Duration::from_secs(300);
 
 pub(super) struct Reclaimer {
     pub(super) store: Arc<dyn Store>,
@@ -37,11 +46,91 @@ pub(super) struct Reclaimer {
     pub(super) values: Arc<Values>,
     pub(super) committer: Arc<Committer>,
     pub(super) garbled: Garbled,
+    pub(super) shared: Option<SharedGarbage>,
+}
+
+/// How a shared store's garbage is found.
+pub(super) struct SharedGarbage {
+    pub(super) membership: Arc<Membership>,
+    pub(super) time: Arc<Time>,
+    /// How long what is gone is remembered.
+    pub(super) kept: Duration,
 }
 
 impl Reclaimer {
     /// Runs until it is dropped, or the origin turns read-only: once at the start, then whenever something has become garbage.
     pub(super) async fn run(self) {
+        match &self.shared {
+            None => self.run_alone().await,
+            Some(shared) => self.run_shared(shared).await,
+        }
+    }
+
+    /// From time to time, as nothing becomes garbage at once.
+    async fn run_shared(&self, shared: &SharedGarbage) {
+        while !self.committer.is_read_only() {
+            self.clock.sleep((shared.kept / PASSES_PER_KEPT).clamp(SHARED_INTERVAL_MIN, SHARED_INTERVAL_MAX)).await;
+            if !shared.membership.tidies() {
+                continue;
+            }
+            match self.pass_shared(shared).await {
+                Ok(0) => {}
+                Ok(reclaimed) => tracing::debug!(reclaimed, "reclaimed what nobody names any more"),
+                Err(error) => tracing::warn!(%error, "reclaiming stopped, and goes on later"),
+            }
+        }
+    }
+
+    /// Goes once through everything that has been doubtful for long enough. Returns how much of it was garbage.
+    async fn pass_shared(&self, shared: &SharedGarbage) -> Result<u64> {
+        let before = shared.time.millis().saturating_sub(u64::try_from(shared.kept.as_millis()).unwrap_or(u64::MAX));
+        let end = Reclaim::doubtful_end(before);
+        let mut reclaimed = 0;
+        let mut from = Bytes::new();
+        loop {
+            let rows = self.store.scan(Table::Reclaim, &from, &end, STEP_ROWS).await?;
+            for (row, value) in rows.iter().filter(|(row, _)| !self.garbled.holds(row)) {
+                let parsed = Reclaim::parse(row).and_then(|garbage| match garbage {
+                    Reclaim::Doubtful { id, .. } => Ok((garbage, Some((id, keys::decode_doubtful(row, value)?)), 0)),
+                    Reclaim::Namespace(_) => Ok((garbage, None, keys::decode_number(row, value)?)),
+                    Reclaim::Value(_) | Reclaim::Upload(_) => Ok((garbage, None, u64::MAX)),
+                });
+                reclaimed += u64::from(match parsed {
+                    Ok((garbage, Some((id, (chunks, entry))), _)) => self.judge(garbage, id, chunks, &entry).await?,
+                    Ok((Reclaim::Namespace(namespace), None, at)) if at <= before => {
+                        self.reclaim_namespace(row, namespace).await?
+                    }
+                    Ok(_) => false,
+                    Err(error) => {
+                        self.garbled.pass_over(row, &error);
+                        false
+                    }
+                });
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == STEP_ROWS => from = keys::after(last),
+                _ => return Ok(reclaimed),
+            }
+        }
+    }
+
+    /// Removes a value unless its entry names it; either way it is no more in doubt.
+    async fn judge(&self, garbage: Reclaim, id: ValueId, chunks: u32, entry: &Bytes) -> Result<bool> {
+        let named = match self.store.get(Table::Entry, entry).await? {
+            Some(record) => Record::decode(entry, &record)?.place == Place::Chunked(id),
+            None => false,
+        };
+        if !named {
+            self.values.remove(id, chunks, garbage).await?;
+            return Ok(true);
+        }
+        let mut batch = self.values.batch();
+        batch.remove(Table::Reclaim, garbage.row());
+        self.values.commit(batch).await?;
+        Ok(false)
+    }
+
+    async fn run_alone(&self) {
         while !self.committer.is_read_only() {
             match self.pass().await {
                 Ok(0) => {}
@@ -72,13 +161,15 @@ impl Reclaimer {
 
     async fn reclaim(&self, row: &Bytes, value: &Bytes) -> Result<bool> {
         let parsed = Reclaim::parse(row).and_then(|garbage| match garbage {
-            Reclaim::Namespace(_) => Ok((garbage, 0)),
+            Reclaim::Namespace(_) | Reclaim::Doubtful { .. } => Ok((garbage, 0)),
             Reclaim::Value(_) | Reclaim::Upload(_) => Ok((garbage, keys::decode_chunks(row, value)?)),
         });
         match parsed {
             Ok((Reclaim::Value(id), chunks)) => self.values.reclaim_value(id, chunks).await,
             Ok((Reclaim::Upload(id), chunks)) => self.values.reclaim_upload(id, chunks).await,
             Ok((Reclaim::Namespace(namespace), _)) => self.reclaim_namespace(row, namespace).await,
+            // Of a shared store.
+            Ok((Reclaim::Doubtful { .. }, _)) => Ok(false),
             Err(error) => {
                 self.garbled.pass_over(row, &error);
                 Ok(false)
@@ -123,7 +214,7 @@ impl Reclaimer {
         let mut removals = Vec::with_capacity(rows.len());
         for (row, _) in rows {
             match keys::parse_entry(row) {
-                Ok((namespace, key)) => removals.push(Change { namespace, key, action: Action::Reclaim }),
+                Ok((namespace, key)) => removals.push(Change { namespace, key, action: Action::Reclaim, id: None }),
                 Err(error) => report(error),
             }
         }

@@ -8,6 +8,7 @@ mod figures;
 mod lists;
 mod passing;
 mod reads;
+mod several;
 mod tidying;
 mod values;
 mod writes;

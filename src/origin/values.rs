@@ -4,6 +4,9 @@
 //! abandoned upload, which its row in `Reclaim` lets the reclaimer find, also after a crash. A value of one chunk goes into the store
 //! together with its entry.
 //!
+//! On a shared store nobody knows what the others read and write. So the row says which entry may name the value, it stays when the entry has been committed,
+//! and the reclaimer looks once all who could be at it must have ended (`reclaim.rs`). There each value that is not in its record is such an upload.
+//!
 //! A reader pins the value that it reads. The reclaimer passes over what is pinned, so a read that began before an overwrite ends with
 //! the old bytes. Memory per upload or read is a few chunks.
 
@@ -13,16 +16,18 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::Notify;
 
-use super::commit::Failure;
+use super::{failure::Failure, versions::Time};
 use crate::{
-    error::{Error, Result},
-    kv::{self, Value, ValueStream},
+    clock::{self, Clock, Moment},
+    error::{Error, Kind, Result},
+    kv::{self, Value, ValueStream, Version},
     limits,
     store::{
         Batch, Durability, Store, Table,
@@ -32,6 +37,9 @@ use crate::{
 
 /// Chunks that a reader fetches ahead of what it has handed on.
 const READ_AHEAD_CHUNKS: usize = 2;
+/// How often a shared store is asked to take a part of a value, and the pause in between.
+const SHARED_ATTEMPTS: usize = 3;
+const SHARED_PAUSE: Duration = Duration::from_millis(200);
 /// Value ids are the number of the start that minted them, and a counter below it.
 const COUNTER_BITS: u32 = 40;
 pub(super) const STARTS_MAX: u64 = 1 << (64 - COUNTER_BITS);
@@ -40,8 +48,32 @@ pub(super) struct Values {
     store: Arc<dyn Store>,
     failure: Arc<Failure>,
     next_id: AtomicU64,
+    /// On a shared store.
+    shared: Option<SharedValues>,
     uses: Mutex<Uses>,
     reclaimer: Notify,
+}
+
+/// What the rows of values on a shared store are told with.
+pub(super) struct SharedValues {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) time: Arc<Time>,
+    pub(super) origin: u8,
+    /// How long what is gone is remembered.
+    pub(super) kept: Duration,
+}
+
+impl SharedValues {
+    fn stamp(&self) -> Version {
+        Version::first_of(self.time.millis(), self.origin)
+    }
+}
+
+/// The entry that a value is received for.
+#[derive(Clone, Copy)]
+pub(super) struct For<'a> {
+    pub(super) row: &'a Bytes,
+    pub(super) expiration: Option<u64>,
 }
 
 /// What is being done with values right now.
@@ -70,6 +102,16 @@ pub(super) enum Body {
 
 impl Body {
     /// The bytes that wait for the commit in memory.
+    /// An error if a value on a shared store was received for so long that it may be taken for garbage soon.
+    pub(super) fn check_age(&self, now: Moment, kept: Duration) -> Result<()> {
+        match self {
+            Body::Uploaded(Upload { started_at: Some(started_at), .. }) if now.since(*started_at) > kept / 2 => {
+                Err(Error::new(Kind::RequestTimeout, format!("the value took longer than {:?} to arrive", kept / 2)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn waiting_bytes(&self) -> usize {
         match self {
             Body::Inline(value) | Body::Chunk(_, value) => value.len(),
@@ -80,8 +122,14 @@ impl Body {
 
 impl Values {
     /// `starts` is the number of this start of an origin on the store, below [`STARTS_MAX`].
-    pub(super) fn new(store: Arc<dyn Store>, failure: Arc<Failure>, starts: u64) -> Arc<Values> {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        failure: Arc<Failure>,
+        starts: u64,
+        shared: Option<SharedValues>,
+    ) -> Arc<Values> {
         Arc::new(Values {
+            shared,
             store,
             failure,
             next_id: AtomicU64::new(starts << COUNTER_BITS),
@@ -109,26 +157,36 @@ impl Values {
     }
 
     /// Takes a value in. An error leaves nothing behind but an abandoned upload.
-    pub(super) async fn receive(self: &Arc<Values>, value: Value) -> Result<Body> {
+    pub(super) async fn receive(self: &Arc<Values>, value: Value, entry: For<'_>) -> Result<Body> {
         if let Some(length) = value.length()
             && length > limits::VALUE_BYTES_MAX
         {
             return Err(kv::too_large(length, limits::VALUE_BYTES_MAX));
         }
         match value {
-            Value::Whole(bytes) if bytes.len() <= limits::CHUNK_BYTES => Ok(self.small(bytes)),
-            value => self.receive_stream(value.length(), value.into_stream()).await,
+            Value::Whole(bytes) if bytes.len() <= limits::CHUNK_BYTES => self.small(bytes, entry).await,
+            value => self.receive_stream(value.length(), value.into_stream(), entry).await,
         }
     }
 
-    fn small(&self, value: Bytes) -> Body {
-        if value.len() <= limits::INLINE_BYTES_MAX { Body::Inline(value) } else { Body::Chunk(self.mint_id(), value) }
+    async fn small(self: &Arc<Values>, value: Bytes, entry: For<'_>) -> Result<Body> {
+        if value.len() <= limits::INLINE_BYTES_MAX {
+            return Ok(Body::Inline(value));
+        }
+        if self.shared.is_none() {
+            return Ok(Body::Chunk(self.mint_id(), value));
+        }
+        let mut upload = Upload::start(self, Some(value.len() as u64));
+        upload.small = Some(value.clone());
+        upload.add(value, entry).await?;
+        Ok(Body::Uploaded(upload))
     }
 
     async fn receive_stream(
         self: &Arc<Values>,
         expected: Option<u64>,
         mut body: BoxStream<'static, Result<Bytes>>,
+        entry: For<'_>,
     ) -> Result<Body> {
         let mut upload: Option<Upload> = None;
         let mut chunk = BytesMut::new();
@@ -144,7 +202,7 @@ impl Values {
                 if chunk.len() == limits::CHUNK_BYTES {
                     // One more byte than a chunk: from here on it is an upload.
                     let full = std::mem::take(&mut chunk).freeze();
-                    upload.get_or_insert_with(|| Upload::start(self, expected)).add(full).await?;
+                    upload.get_or_insert_with(|| Upload::start(self, expected)).add(full, entry).await?;
                 }
                 if chunk.is_empty() && (upload.is_some() || part.len() >= limits::CHUNK_BYTES) {
                     chunk.reserve(limits::CHUNK_BYTES);
@@ -159,9 +217,9 @@ impl Values {
             return Err(Error::bad_request(format!("the value ended after {length} of {expected} bytes")));
         }
         match upload {
-            None => Ok(self.small(chunk.freeze())),
+            None => self.small(chunk.freeze(), entry).await,
             Some(mut upload) => {
-                upload.add(chunk.freeze()).await?;
+                upload.add(chunk.freeze(), entry).await?;
                 Ok(Body::Uploaded(upload))
             }
         }
@@ -238,8 +296,9 @@ impl Values {
         Ok(true)
     }
 
-    async fn remove(&self, id: ValueId, chunks: u32, marker: Reclaim) -> Result<()> {
-        let mut batch = Batch::default();
+    /// Removes a value and what says that it may be garbage.
+    pub(super) async fn remove(&self, id: ValueId, chunks: u32, marker: Reclaim) -> Result<()> {
+        let mut batch = self.batch();
         for number in 0..chunks {
             batch.remove(Table::Chunk, keys::chunk(id, number));
         }
@@ -248,8 +307,25 @@ impl Values {
         self.commit(batch).await
     }
 
-    async fn commit(&self, batch: Batch) -> Result<()> {
+    pub(super) fn batch(&self) -> Batch {
+        Batch::at(self.shared.as_ref().map_or(Version::ZERO, SharedValues::stamp))
+    }
+
+    pub(super) async fn commit(&self, batch: Batch) -> Result<()> {
         self.failure.check()?;
+        if let Some(shared) = &self.shared {
+            // Nothing is built upon it before it is known, and it may be done twice.
+            for _ in 1..SHARED_ATTEMPTS {
+                match self.store.commit(batch.clone(), Durability::Synced).await {
+                    Err(error) if error.kind.is_outage() => {
+                        tracing::debug!(%error, "a part of a value could not be put into the store, and is tried again");
+                        shared.clock.sleep(clock::jittered(&*shared.clock, SHARED_PAUSE)).await;
+                    }
+                    known => return known,
+                }
+            }
+            return self.store.commit(batch, Durability::Synced).await;
+        }
         self.store.commit(batch, Durability::Buffered).await.inspect_err(|error| self.failure.fail(error))
     }
 }
@@ -270,6 +346,10 @@ pub(super) struct Upload {
     chunks_max: u32,
     chunks: u32,
     length: u64,
+    /// On a shared store.
+    started_at: Option<Moment>,
+    /// The whole value, if it is one chunk of which a purge may bring the state along.
+    small: Option<Bytes>,
 }
 
 impl Upload {
@@ -277,22 +357,42 @@ impl Upload {
         let id = values.mint_id();
         values.uses().uploading.insert(id);
         let chunks_max = keys::chunks_of(expected.unwrap_or(limits::VALUE_BYTES_MAX));
-        Upload { values: Arc::clone(values), id, chunks_max, chunks: 0, length: 0 }
+        let started_at = values.shared.as_ref().map(|shared| shared.clock.now());
+        Upload { values: Arc::clone(values), id, chunks_max, chunks: 0, length: 0, started_at, small: None }
     }
 
-    async fn add(&mut self, chunk: Bytes) -> Result<()> {
+    async fn add(&mut self, chunk: Bytes, entry: For<'_>) -> Result<()> {
         assert!(chunk.len() <= limits::CHUNK_BYTES, "the receiver cuts the body into chunks");
         if self.chunks == self.chunks_max {
             return Err(Error::bad_request("the value is longer than it was said to be"));
         }
         self.length += chunk.len() as u64;
-        let mut batch = Batch::default();
-        if self.chunks == 0 {
-            batch.put(Table::Reclaim, Reclaim::Upload(self.id).row(), keys::encode_chunks(self.chunks_max));
+        let mut batch = self.values.batch();
+        let mut until = None;
+        match &self.values.shared {
+            None if self.chunks == 0 => {
+                batch.put(Table::Reclaim, Reclaim::Upload(self.id).row(), keys::encode_chunks(self.chunks_max));
+            }
+            None => {}
+            Some(shared) => {
+                until = entry.expiration.map(|expiration| expiration.saturating_add(shared.kept.as_secs()));
+                if self.chunks == 0 {
+                    // By itself, and first: chunks that nothing tells of would never be found.
+                    let mut marker = self.values.batch();
+                    let row = Reclaim::Doubtful { at: shared.time.millis(), id: self.id }.row();
+                    marker.put(Table::Reclaim, row, keys::encode_doubtful(self.chunks_max, entry.row));
+                    self.values.commit(marker).await?;
+                }
+            }
         }
-        batch.put(Table::Chunk, keys::chunk(self.id, self.chunks), chunk);
+        batch.put_until(Table::Chunk, keys::chunk(self.id, self.chunks), chunk, until);
         self.chunks += 1;
         self.values.commit(batch).await
+    }
+
+    /// The whole value, if it is in memory.
+    pub(super) fn small(&self) -> Option<&Bytes> {
+        self.small.as_ref()
     }
 
     pub(super) fn id(&self) -> ValueId {

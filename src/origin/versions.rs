@@ -27,12 +27,19 @@ pub(super) struct VersionClock {
     time: Arc<Time>,
     last: Version,
     origin: u8,
+    /// Versions that it may mint in a millisecond.
+    per_millisecond: u64,
 }
 
 impl VersionClock {
     /// Goes on above `last`.
     pub(super) fn new(time: Arc<Time>, last: Version, origin: u8) -> VersionClock {
-        VersionClock { time, last, origin }
+        VersionClock { time, last, origin, per_millisecond: Version::PER_MILLISECOND }
+    }
+
+    /// The same for one of several origins on a store. Its versions are few enough that each has a microsecond of its own ([`Version::micros`]).
+    pub(super) fn of_several(time: Arc<Time>, last: Version, origin: u8) -> VersionClock {
+        VersionClock { per_millisecond: Version::PER_MILLISECOND_SHARED, ..VersionClock::new(time, last, origin) }
     }
 
     /// The version minted last.
@@ -43,7 +50,9 @@ impl VersionClock {
     /// An error if so many versions can't be minted now, or should not be.
     pub(super) fn check(&self, count: u64) -> Result<()> {
         self.time.check()?;
-        self.last.max(self.of_now()).after(count, self.origin).map(|_| ()).ok_or_else(|| {
+        // Where a millisecond has fewer versions, as many steps lead further.
+        let steps = count * (Version::PER_MILLISECOND / self.per_millisecond);
+        self.last.max(self.of_now()).after(steps, self.origin).map(|_| ()).ok_or_else(|| {
             Error::internal(format!(
                 "the store's last version is {}, which leaves none for {count} more writes",
                 self.last
@@ -54,12 +63,29 @@ impl VersionClock {
     /// [`VersionClock::check`] has found room for it.
     pub(super) fn mint(&mut self) -> Version {
         let next = self
-            .last
-            .next(self.origin)
+            .next(self.last)
             .expect("checked for this batch, and the wall clock is believed only up to a day before the last version");
         self.last = self.of_now().max(next);
         self.time.reach(self.last.millis());
         self.last
+    }
+
+    /// One above what another origin has minted (O1). Its clock may be ahead; ours goes on by itself.
+    pub(super) fn mint_above(&mut self, other: Version) -> Result<Version> {
+        let minted = self.mint();
+        if minted > other {
+            return Ok(minted);
+        }
+        self.next(other).ok_or_else(|| Error::internal(format!("there is no version above {other}")))
+    }
+
+    /// The next one in order; in the next millisecond where this one's have been used up.
+    fn next(&self, version: Version) -> Option<Version> {
+        if version.counter() + 1 < self.per_millisecond {
+            return version.next(self.origin);
+        }
+        let millis = version.millis() + 1;
+        (millis <= Version::MILLIS_MAX).then(|| Version::first_of(millis, self.origin))
     }
 
     fn of_now(&self) -> Version {
@@ -183,6 +209,29 @@ mod tests {
         clock.step_wall(1 - far);
         versions.check(1).unwrap();
         assert!(versions.mint() > last);
+    }
+
+    #[test]
+    fn one_of_several_mints_above_the_others_and_each_version_has_its_own_microsecond() {
+        let clock = ManualClock::shared();
+        let time = Time::new(Arc::new(Arc::clone(&clock)), Version::ZERO);
+        let mut versions = VersionClock::of_several(Arc::new(time), Version::ZERO, 31);
+        let mut last = Version::ZERO;
+        for _ in 0..100 {
+            let version = versions.mint();
+            assert!(version > last && version.micros() > last.micros(), "{last} {version}");
+            last = version;
+        }
+        let ahead = Version::first_of(clock.wall_millis() + 5_000, 3);
+        let above = versions.mint_above(ahead).unwrap();
+        assert!(above > ahead && above.micros() > ahead.micros());
+        assert!(versions.mint() < ahead, "its own clock goes on where it was");
+        // Of an embedded store, where a millisecond has thousands.
+        let dense = ahead.after(5_000, 200).unwrap();
+        let above = versions.mint_above(dense).unwrap();
+        assert!(above > dense && above.micros() > dense.micros());
+        let end = Version::first_of(Version::MILLIS_MAX, 3).after(30, 3).unwrap();
+        assert!(versions.mint_above(end).is_err());
     }
 
     #[test]

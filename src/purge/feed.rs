@@ -27,7 +27,7 @@ use crate::{
     error::Result,
     kv::{
         NamespaceId, Version,
-        feed::{Echo, Follow, FollowerId, Frames, Item, Position, Proof},
+        feed::{Echo, Follow, FollowerId, Frames, Item, Members, Position, Proof},
     },
     metrics::FeedCounts,
     wire::feed::{self as wire, Decoder, EncodedItem, ItemsFrame},
@@ -66,11 +66,24 @@ struct State {
     safe: Version,
     followers: HashMap<FollowerId, Follower>,
     sessions: u64,
+    /// Of an origin that is one of several.
+    members: Option<KnownMembers>,
+    /// Whether its owner has published its last, and says so.
+    ended: bool,
     /// Whether anyone could want what is published: before the first follower, nobody.
     retains: bool,
     /// Items of this process, and the gaps among them.
     items: u64,
     gaps: u64,
+}
+
+/// All who may have begun a write, as far as the owner knows.
+struct KnownMembers {
+    members: Members,
+    /// Counts the lists.
+    number: u64,
+    /// Past it somebody else may have, and nothing is proven.
+    until: Moment,
 }
 
 /// As of when all that is not purged is known to be current.
@@ -106,6 +119,8 @@ impl Feed {
             safe: Version::ZERO,
             followers: HashMap::new(),
             sessions: 0,
+            members: None,
+            ended: false,
             retains,
             items: 0,
             gaps: 0,
@@ -145,6 +160,27 @@ impl Feed {
         state.safe = safe;
     }
 
+    /// For an origin that is one of several (O4): these are all that may have begun a write, until then, and all their purges are queued up to this version.
+    pub fn is_one_of(&self, members: Members, until: Moment, safe: Version) {
+        let mut state = self.lock();
+        state.safe = safe;
+        match &mut state.members {
+            Some(known) if known.members == members => known.until = until,
+            known => {
+                let number = known.as_ref().map_or(0, |known| known.number) + 1;
+                *known = Some(KnownMembers { members, number, until });
+                drop(state);
+                self.0.changed.notify_waiters();
+            }
+        }
+    }
+
+    /// For an origin that leaves the others: nothing comes after what was published, and each follower is told so.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.0.changed.notify_waiters();
+    }
+
     /// For an origin: writes may take effect from now on whose purges are not published yet. If they never are, nothing is proven any more.
     pub fn begin(&self) {
         let now = self.0.clock.now();
@@ -154,7 +190,7 @@ impl Feed {
         }
     }
 
-    /// For an origin: what [`Feed::begin`] began has taken effect, with versions up to `safe`.
+    /// For an origin: what [`Feed::begin`] began has taken effect; up to `safe` all is queued now.
     pub fn publish(&self, items: &[Item], safe: Version) {
         let mut state = self.lock();
         self.push(&mut state, items);
@@ -209,6 +245,8 @@ impl Feed {
             pings: Some(pings),
             decoder: Decoder::default(),
             greeting: Some(resumed),
+            members: 0,
+            ended: false,
             sequence,
             echoes: VecDeque::new(),
             sent_at: None,
@@ -241,6 +279,9 @@ impl Feed {
 
 impl State {
     fn proof(&self, now: Moment) -> Option<Proof> {
+        if self.members.as_ref().is_some_and(|known| now >= known.until) {
+            return None;
+        }
         let age = match self.current {
             Current::Unknown => return None,
             Current::Now => Duration::ZERO,
@@ -260,6 +301,10 @@ struct Sending {
     decoder: Decoder,
     /// Whether the follower resumes, until it has been told.
     greeting: Option<bool>,
+    /// The number of the list of members that the follower has; zero for none.
+    members: u64,
+    /// Whether it was told that nothing more comes.
+    ended: bool,
     /// The number of the last item sent.
     sequence: u64,
     echoes: VecDeque<Waiting>,
@@ -298,6 +343,9 @@ impl Sending {
                     return Ok(Some(piece));
                 }
                 Some(_) => {}
+            }
+            if self.ended {
+                return Ok(None);
             }
             let Some(pings) = &mut self.pings else { return Ok(None) };
             tokio::select! {
@@ -351,6 +399,11 @@ impl Sending {
             let position = Position { sequence: self.sequence, ..state.log.position() };
             wire::put_start(&mut out, position, resumed);
         }
+        // Before any echo: it holds of this list.
+        if let Some(known) = state.members.as_ref().filter(|known| known.number != self.members) {
+            wire::put_members(&mut out, &known.members);
+            self.members = known.number;
+        }
         let mut items = state.log.after(self.sequence).peekable();
         if items.peek().is_some() {
             let frame = ItemsFrame::begin(&mut out, self.sequence + 1);
@@ -367,6 +420,10 @@ impl Sending {
         while let Some(waiting) = self.echoes.front().filter(|waiting| waiting.behind <= self.sequence) {
             wire::put_echo(&mut out, waiting.echo);
             self.echoes.pop_front();
+        }
+        if state.ended && !self.ended && self.sequence == state.log.last() {
+            wire::put_end(&mut out);
+            self.ended = true;
         }
         Some(out.freeze())
     }

@@ -3,11 +3,15 @@
 //! Numbers are big-endian, so that rows sort by them. A value that may change its shape begins with a format byte. Decoders take any bytes: what is
 //! not a row of ours is an error that names the row, never a panic.
 
+mod intent;
+
 use bytes::{BufMut, Bytes, BytesMut};
+
+pub use self::intent::{Intent, intent, intent_number, intents_from};
 
 use crate::{
     error::{Error, Result},
-    kv::{Key, NamespaceId, Version},
+    kv::{Key, NamespaceId, Version, WriteId},
     limits,
 };
 
@@ -15,12 +19,13 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValueId(pub u64);
 
-/// **Entry**: one per entry that exists; a deleted one leaves no row.
+/// **Entry**: one per entry that exists. A deleted one leaves no row, or in a shared store, for a while, one that says so (O2).
 ///
 /// Key: namespace (16 bytes), key (1 to 512 bytes). So a namespace is one range, in the order of its keys.
 ///
 /// Value: format (1 byte, 1), version (8), flags (1), expiration (8, with flag 1), length of the metadata (4) and the metadata (both with
-/// flag 2), length of the value (8), then with flag 4 the id of its chunks (8), else the value itself to the row's end.
+/// flag 2), number of the last writes that had a name (1) and of each its name (8) and version (8) (all with flag 16), length of the value (8), then with
+/// flag 4 the id of its chunks (8), else the value itself to the row's end. With flag 8 it is deleted, and has no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub version: Version,
@@ -30,6 +35,15 @@ pub struct Record {
     /// Of the value, in bytes.
     pub length: u64,
     pub place: Place,
+    /// The last writes of the key that had a name, the latest first: one that is handed in again is known by it.
+    pub named: Vec<NamedWrite>,
+}
+
+/// A write that may be handed in again, and what it became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedWrite {
+    pub id: WriteId,
+    pub version: Version,
 }
 
 /// Where an entry's value is.
@@ -37,12 +51,17 @@ pub struct Record {
 pub enum Place {
     Inline(Bytes),
     Chunked(ValueId),
+    /// Nowhere: the entry was deleted.
+    Deleted,
 }
 
 const RECORD_FORMAT: u8 = 1;
 const FLAG_EXPIRATION: u8 = 1;
 const FLAG_METADATA: u8 = 2;
 const FLAG_CHUNKED: u8 = 4;
+const FLAG_DELETED: u8 = 8;
+const FLAG_NAMED: u8 = 16;
+const FLAGS: u8 = FLAG_EXPIRATION | FLAG_METADATA | FLAG_CHUNKED | FLAG_DELETED | FLAG_NAMED;
 
 pub fn entry(namespace: NamespaceId, key: &[u8]) -> Bytes {
     let mut row = BytesMut::with_capacity(entry_length(key));
@@ -74,8 +93,11 @@ pub fn parse_entry(row: &Bytes) -> Result<(NamespaceId, Key)> {
 }
 
 impl Record {
-    /// Of a record's bytes at most so many are neither metadata nor value.
+    /// Of a record's bytes at most so many are neither metadata nor value nor named writes.
     pub const LENGTH_BESIDE_CONTENT_MAX: usize = 38;
+    /// Named writes that a record remembers: so many others may overtake one before it is handed in again.
+    pub const NAMED_MAX: usize = 4;
+    pub const NAMED_BYTES_MAX: usize = 1 + 16 * Record::NAMED_MAX;
 
     pub fn encode(&self) -> Bytes {
         self.encode_into(&mut BytesMut::new())
@@ -86,15 +108,21 @@ impl Record {
         debug_assert!(row.is_empty(), "what was put before has been cut off");
         let inline = if let Place::Inline(value) = &self.place { value.len() } else { 0 };
         let metadata_length = self.metadata.as_ref().map_or(0, Bytes::len);
-        let length_max = Record::LENGTH_BESIDE_CONTENT_MAX + metadata_length + inline;
+        let named = if self.named.is_empty() { 0 } else { Record::NAMED_BYTES_MAX };
+        let length_max = Record::LENGTH_BESIDE_CONTENT_MAX + metadata_length + inline + named;
         row.reserve(length_max);
         row.put_u8(RECORD_FORMAT);
         row.put_u64(self.version.as_u64());
-        let chunked = matches!(self.place, Place::Chunked(_));
+        let place = match self.place {
+            Place::Inline(_) => 0,
+            Place::Chunked(_) => FLAG_CHUNKED,
+            Place::Deleted => FLAG_DELETED,
+        };
         row.put_u8(
             (if self.expiration.is_some() { FLAG_EXPIRATION } else { 0 })
                 | (if self.metadata.is_some() { FLAG_METADATA } else { 0 })
-                | (if chunked { FLAG_CHUNKED } else { 0 }),
+                | (if self.named.is_empty() { 0 } else { FLAG_NAMED })
+                | place,
         );
         if let Some(expiration) = self.expiration {
             row.put_u64(expiration);
@@ -103,6 +131,14 @@ impl Record {
             row.put_u32(u32::try_from(metadata.len()).expect("metadata is far shorter than 4 GiB"));
             row.put_slice(metadata);
         }
+        if !self.named.is_empty() {
+            assert!(self.named.len() <= Record::NAMED_MAX, "only the last writes are remembered");
+            row.put_u8(self.named.len() as u8);
+            for NamedWrite { id, version } in &self.named {
+                row.put_u64(id.0);
+                row.put_u64(version.as_u64());
+            }
+        }
         row.put_u64(self.length);
         match &self.place {
             Place::Inline(value) => {
@@ -110,6 +146,7 @@ impl Record {
                 row.put_slice(value);
             }
             Place::Chunked(id) => row.put_u64(id.0),
+            Place::Deleted => {}
         }
         debug_assert!(row.len() <= length_max, "a record is as long as was reckoned");
         row.split().freeze()
@@ -127,7 +164,7 @@ impl Record {
         }
         let version = u64::from_be_bytes(take(&mut rest)?);
         let [flags] = take::<1>(&mut rest)?;
-        if version >> 63 != 0 || flags & !(FLAG_EXPIRATION | FLAG_METADATA | FLAG_CHUNKED) != 0 {
+        if version >> 63 != 0 || flags & !FLAGS != 0 {
             return None;
         }
         let expiration = if flags & FLAG_EXPIRATION != 0 { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
@@ -139,8 +176,28 @@ impl Record {
         } else {
             None
         };
+        let mut named = Vec::new();
+        if flags & FLAG_NAMED != 0 {
+            let [count] = take::<1>(&mut rest)?;
+            if !(1..=Record::NAMED_MAX).contains(&usize::from(count)) {
+                return None;
+            }
+            for _ in 0..count {
+                let id = WriteId(u64::from_be_bytes(take(&mut rest)?));
+                let version = u64::from_be_bytes(take(&mut rest)?);
+                if version >> 63 != 0 {
+                    return None;
+                }
+                named.push(NamedWrite { id, version: Version::from_u64(version) });
+            }
+        }
         let length = u64::from_be_bytes(take(&mut rest)?);
-        let place = if flags & FLAG_CHUNKED != 0 {
+        let place = if flags & FLAG_DELETED != 0 {
+            if !rest.is_empty() || length != 0 || flags & (FLAG_CHUNKED | FLAG_METADATA | FLAG_EXPIRATION) != 0 {
+                return None;
+            }
+            Place::Deleted
+        } else if flags & FLAG_CHUNKED != 0 {
             let id = ValueId(u64::from_be_bytes(take(&mut rest)?));
             if !rest.is_empty() || length > limits::VALUE_BYTES_MAX {
                 return None;
@@ -152,7 +209,7 @@ impl Record {
             }
             Place::Inline(row.slice_ref(rest))
         };
-        Some(Record { version: Version::from_u64(version), expiration, metadata, length, place })
+        Some(Record { version: Version::from_u64(version), expiration, metadata, length, place, named })
     }
 }
 
@@ -200,6 +257,10 @@ pub fn expiry_end(now: u64) -> Bytes {
 /// **Reclaim**: what is to be removed in the background, and what would have to be after a crash.
 ///
 /// Key: kind (1 byte), then a value id (8) or a namespace (16). Value: for a value, the number of its chunks at most (4); for a namespace empty.
+///
+/// In a shared store nobody knows who reads a value, or whether a write that names it is still under way. So there both kinds of values are one: a value that
+/// may be garbage, which is looked at a while later (kind 4; its key has before the id when it was put, in milliseconds (8), and its value after the number the
+/// row of the entry that might name it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reclaim {
     /// A value that no entry names any more. Put with the change that took its entry away, removed with its chunks.
@@ -208,11 +269,14 @@ pub enum Reclaim {
     Upload(ValueId),
     /// A namespace that was removed, and may still have entries. Put with its removal, removed once it has none.
     Namespace(NamespaceId),
+    /// A value that an entry may name or not, put in this millisecond.
+    Doubtful { at: u64, id: ValueId },
 }
 
 const RECLAIM_VALUE: u8 = 1;
 const RECLAIM_UPLOAD: u8 = 2;
 const RECLAIM_NAMESPACE: u8 = 3;
+const RECLAIM_DOUBTFUL: u8 = 4;
 
 impl Reclaim {
     pub fn row(self) -> Bytes {
@@ -230,7 +294,20 @@ impl Reclaim {
                 row.put_u8(RECLAIM_NAMESPACE);
                 row.put_slice(&namespace.to_bytes());
             }
+            Reclaim::Doubtful { at, id } => {
+                row.put_u8(RECLAIM_DOUBTFUL);
+                row.put_u64(at);
+                row.put_u64(id.0);
+            }
         }
+        row.freeze()
+    }
+
+    /// Before which all rows of doubtful values sort that were put before this millisecond.
+    pub fn doubtful_end(at: u64) -> Bytes {
+        let mut row = BytesMut::with_capacity(9);
+        row.put_u8(RECLAIM_DOUBTFUL);
+        row.put_u64(at);
         row.freeze()
     }
 
@@ -243,6 +320,11 @@ impl Reclaim {
             Some((&RECLAIM_NAMESPACE, id)) => {
                 id.try_into().ok().map(|id| Reclaim::Namespace(NamespaceId::from_bytes(id)))
             }
+            Some((&RECLAIM_DOUBTFUL, rest)) => <&[u8; 16]>::try_from(rest).ok().map(|rest| {
+                let (at, id) = rest.split_at(8);
+                let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+                Reclaim::Doubtful { at: number(at), id: ValueId(number(id)) }
+            }),
             _ => None,
         };
         parsed.ok_or_else(|| garbled("the key of what to reclaim", row))
@@ -259,6 +341,20 @@ pub fn decode_chunks(key: &[u8], value: &[u8]) -> Result<u32> {
     chunks
         .filter(|chunks| *chunks <= chunks_of(limits::VALUE_BYTES_MAX))
         .ok_or_else(|| garbled("a value to reclaim", key))
+}
+
+/// The value of a doubtful value's row: the number of its chunks at most, and the row of the entry that may name it.
+pub fn encode_doubtful(chunks: u32, entry: &[u8]) -> Bytes {
+    let mut value = BytesMut::with_capacity(4 + entry.len());
+    value.put_u32(chunks);
+    value.put_slice(entry);
+    value.freeze()
+}
+
+pub fn decode_doubtful(key: &[u8], value: &Bytes) -> Result<(u32, Bytes)> {
+    let mut rest = &value[..];
+    let chunks = take::<4>(&mut rest).ok_or_else(|| garbled("a value to reclaim", key))?;
+    Ok((decode_chunks(key, &chunks)?, value.slice_ref(rest)))
 }
 
 /// **Purge**: one per commit that changed something, for as long as the purge log goes back.
@@ -415,15 +511,19 @@ mod tests {
             bytes(600).prop_map(|value| (value.len() as u64, Place::Inline(value))),
             (0..=limits::VALUE_BYTES_MAX, any::<u64>()).prop_map(|(length, id)| (length, Place::Chunked(ValueId(id)))),
         ];
-        (0u64..1 << 63, any::<Option<u64>>(), proptest::option::of(bytes(1100)), place).prop_map(
-            |(version, expiration, metadata, (length, place))| Record {
-                version: Version::from_u64(version),
-                expiration,
-                metadata,
-                length,
-                place,
-            },
-        )
+        let named = (any::<u64>(), 0u64..1 << 63)
+            .prop_map(|(id, version)| NamedWrite { id: WriteId(id), version: Version::from_u64(version) });
+        let named = proptest::collection::vec(named, 0..=Record::NAMED_MAX);
+        let kept = (any::<Option<u64>>(), proptest::option::of(bytes(1100)), place);
+        let kept = prop_oneof![9 => kept, 1 => Just((None, None, (0, Place::Deleted)))];
+        (0u64..1 << 63, named, kept).prop_map(|(version, named, (expiration, metadata, (length, place)))| Record {
+            version: Version::from_u64(version),
+            expiration,
+            metadata,
+            length,
+            place,
+            named,
+        })
     }
 
     proptest! {
@@ -454,10 +554,13 @@ mod tests {
         #[test]
         fn what_to_reclaim_survives_its_row(id: u64, namespace: u128, chunks in 0u32..=400) {
             let namespace = NamespaceId::from_u128(namespace);
-            for reclaim in [Reclaim::Value(ValueId(id)), Reclaim::Upload(ValueId(id)), Reclaim::Namespace(namespace)] {
+            let doubtful = Reclaim::Doubtful { at: id.rotate_left(17), id: ValueId(id) };
+            for reclaim in [Reclaim::Value(ValueId(id)), Reclaim::Upload(ValueId(id)), Reclaim::Namespace(namespace), doubtful] {
                 prop_assert_eq!(Reclaim::parse(&reclaim.row()).unwrap(), reclaim);
             }
             prop_assert_eq!(decode_chunks(b"k", &encode_chunks(chunks)).unwrap(), chunks);
+            let entry = Bytes::copy_from_slice(&namespace.to_bytes());
+            prop_assert_eq!(decode_doubtful(b"k", &encode_doubtful(chunks, &entry)).unwrap(), (chunks, entry));
             prop_assert_eq!(decode_number(b"k", &encode_number(id)).unwrap(), id);
         }
 

@@ -57,8 +57,8 @@ impl Table {
         }
     }
 
-    /// A scan stays among the rows that share so many first bytes, which both its bounds have: those of a namespace, of a value, of an origin. So a shared
-    /// store may keep rows of different prefixes on different machines. Keys may be shorter; such a key is a prefix of its own.
+    /// A scan stays among the rows that share so many first bytes with its `from`: those of a namespace, of a value, of an origin. Its `to` may lie where
+    /// they end, or past that. So a shared store may keep rows of different prefixes on different machines.
     pub fn prefix_bytes(self) -> usize {
         match self {
             Table::Entry => 16,

@@ -1,0 +1,590 @@
+//! How several origins on one store know of each other (O4), and what each of them intends (O3).
+//!
+//! One agreed record names them all. Each refreshes its part of it once a second, and by that learns who else is there. Three things rest on it:
+//!
+//! - **Lease.** Who has not refreshed for a lease is dead to the others. An origin stops writing before its own lease ends, by its own clock, counted from
+//!   before it asked; the others wait it out by theirs, counted from when they saw it refreshed. No two clocks are compared.
+//! - **Completeness.** Whoever joins waits a lease before its first write. So a list that is younger than a lease names all who may have begun a write,
+//!   and an origin's echo may say so to those who follow it. With an older list it proves nothing.
+//! - **Safe version.** Each publishes the version up to which all its own purges are queued. The least of all is what an absence is dated by.
+//!
+//! An origin puts what it is about to change into the store before it does so. When it dies, another commits its last intents once more, with the same
+//! versions, before it takes it off the list: then no write of the dead takes effect later, unannounced. What remains is a process that is paused
+//! between its last look at the lease and the database's receipt for longer than the lease and the finishing take: its changes are then those that were
+//! finished already, and change nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{control::Namespaces, failure::Failure, versions::Time};
+use crate::{
+    clock::{self, Clock, Moment},
+    error::{Error, Kind, Result},
+    kv::{
+        Version,
+        feed::{self, Member},
+    },
+    purge::feed::Feed,
+    store::{
+        Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
+        keys::{self, Intent},
+    },
+};
+
+/// The name of the agreed record.
+const MEMBERS: &str = "members";
+/// How often an origin refreshes its lease; more often where the lease is short.
+const REFRESH: Duration = Duration::from_secs(1);
+/// The parts of a lease between its refreshments, and between the end of its holder's writing and the others' judgement.
+const REFRESHES_PER_LEASE: u32 = 5;
+const MARGINS_PER_LEASE: u32 = 10;
+/// How often a change of the record is tried again because somebody else was first.
+const ATTEMPTS: usize = 64;
+/// How long to wait for another origin that is deciding.
+const DECIDING: Duration = Duration::from_secs(10);
+/// Pauses before something is tried again.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LAST: Duration = Duration::from_millis(500);
+/// After which an intent that nobody removed goes by itself.
+const INTENT_SECONDS: u64 = 30 * 24 * 3600;
+/// Intents that are read at once: each may have some megabytes.
+const STEP_INTENTS: usize = 4;
+
+/// What the origins agree on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Members {
+    members: Vec<Listed>,
+    /// How often an origin has joined.
+    starts: u64,
+    /// Above which a newcomer mints: no safe version that anybody has answered is higher.
+    floor: u64,
+    /// How often namespaces or tokens were decided about.
+    control: u64,
+    /// Who decides about them now.
+    deciding: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Listed {
+    epoch: u64,
+    id: u8,
+    address: String,
+    /// Counts its refreshments.
+    beat: u64,
+    safe: u64,
+    /// Below which its intents are carried out.
+    done: u64,
+}
+
+impl Members {
+    fn parse(agreed: &Agreed) -> Result<Members> {
+        if agreed.revision == 0 {
+            return Ok(Members::default());
+        }
+        serde_json::from_slice(&agreed.value)
+            .map_err(|e| Error::internal("reading the list of origins in the store").with_source(e))
+    }
+
+    fn of(&self, epoch: u64) -> Option<&Listed> {
+        self.members.iter().find(|member| member.epoch == epoch)
+    }
+
+    fn of_mut(&mut self, epoch: u64) -> Option<&mut Listed> {
+        self.members.iter_mut().find(|member| member.epoch == epoch)
+    }
+
+    fn remove(&mut self, epoch: u64) {
+        self.members.retain(|member| member.epoch != epoch);
+        if self.deciding == Some(epoch) {
+            self.deciding = None;
+        }
+    }
+
+    /// Above all that anybody on the list has published.
+    fn highest(&self) -> u64 {
+        self.members.iter().map(|member| member.safe).fold(self.floor, u64::max)
+    }
+}
+
+/// What an origin joins with, and learns when it has.
+pub(super) struct Joined {
+    pub(super) members: Arc<Membership>,
+    /// How often an origin has started on the store.
+    pub(super) starts: u64,
+    /// Above which it mints.
+    pub(super) floor: Version,
+}
+
+pub(super) struct Membership {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    feed: Feed,
+    failure: Arc<Failure>,
+    epoch: u64,
+    id: u8,
+    lease: Duration,
+    /// Above which it mints.
+    floor: Version,
+    state: Mutex<State>,
+}
+
+struct State {
+    agreed: Agreed,
+    members: Members,
+    time: Option<Arc<Time>>,
+    /// Counted from before the last refreshment was asked for.
+    lease_until: Moment,
+    /// Before it a newcomer does not write.
+    writes_from: Moment,
+    /// Below the versions of the batch under way.
+    under_way: Option<Version>,
+    next_intent: u64,
+    done: u64,
+    /// When which beat of the others was seen first.
+    seen: HashMap<u64, (u64, Moment)>,
+    deciding: bool,
+}
+
+impl Membership {
+    /// Puts an origin on the list, under the epoch of its feed.
+    pub(super) async fn join(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        feed: Feed,
+        failure: Arc<Failure>,
+        address: String,
+        lease: Duration,
+    ) -> Result<Joined> {
+        let epoch = feed.position().epoch;
+        let mut asked_at = clock.now();
+        let (mut id, mut alone) = (0, false);
+        let join = |members: &mut Members| {
+            asked_at = clock.now();
+            if members.of(epoch).is_some() {
+                // An earlier attempt whose outcome was not known.
+                return Ok(());
+            }
+            alone = members.members.is_empty();
+            id = free_id(members).ok_or_else(|| {
+                let most = Version::ORIGINS_MAX;
+                Error::unavailable(format!("{most} origins share the store already, the most that can"))
+            })?;
+            members.starts += 1;
+            members.floor = members.highest();
+            let (address, safe) = (address.clone(), members.floor);
+            members.members.push(Listed { epoch, id, address, beat: 0, safe, done: 0 });
+            Ok(())
+        };
+        let (agreed, members) = update(agreement(&*store)?, &*clock, Agreed::default(), join).await?;
+        let now = clock.now();
+        let state = State {
+            lease_until: asked_at + lease,
+            // Who lists us not has asked before now, and proves nothing with that a lease later.
+            writes_from: if alone { now } else { now + lease + lease / MARGINS_PER_LEASE },
+            under_way: None,
+            next_intent: 0,
+            done: 0,
+            seen: HashMap::new(),
+            deciding: false,
+            time: None,
+            agreed,
+            members,
+        };
+        let (starts, floor) = (state.members.starts, Version::from_u64(state.members.floor));
+        let others = state.members.members.len() - 1;
+        tracing::info!(epoch, id, others, alone, "joined the origins on the store");
+        // Nothing is under way; that all is known, also of the others, holds as long as the list does.
+        feed.knows_all(floor);
+        let members = Membership { store, clock, feed, failure, epoch, id, lease, floor, state: Mutex::new(state) };
+        members.tell(asked_at);
+        Ok(Joined { members: Arc::new(members), starts, floor })
+    }
+
+    /// By which it judges its own versions, once there is one.
+    pub(super) fn goes_by(&self, time: Arc<Time>) {
+        self.lock().time = Some(time);
+    }
+
+    pub(super) fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Refreshes the lease until it is lost, watches the others, and finishes for those that died.
+    pub(super) async fn run(self: Arc<Membership>, namespaces: Arc<Namespaces>) {
+        let mut control = self.lock().members.control;
+        while self.failure.check().is_ok() {
+            self.clock.sleep(REFRESH.min(self.lease / REFRESHES_PER_LEASE)).await;
+            let left = self.lock().lease_until.since(self.clock.now());
+            let refreshed = clock::within(&*self.clock, left, self.refresh()).await;
+            let lost = self.lock().lease_until <= self.clock.now();
+            match refreshed {
+                Ok(Err(error)) if error.kind == Kind::Forbidden => return self.failure.fail(&error),
+                _ if lost => {
+                    let lease = self.lease;
+                    let error =
+                        Error::unavailable(format!("the store let no refreshment of its lease of {lease:?} through"));
+                    return self.failure.fail(&error);
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be refreshed, and is tried again"),
+                Ok(Ok(())) | Err(_) => {}
+            }
+            let now = self.lock().members.control;
+            if now != control {
+                match namespaces.read(&*self.store).await {
+                    Ok(()) => control = now,
+                    Err(error) => {
+                        tracing::warn!(%error, "reading which namespaces there are failed, and is tried again")
+                    }
+                }
+            }
+            for dead in self.dead() {
+                if let Err(error) = self.finish(&dead).await {
+                    tracing::warn!(%error, epoch = dead.epoch, "finishing for an origin that died failed, and is tried again");
+                }
+            }
+        }
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        let (known, safe, done) = {
+            let state = self.lock();
+            (state.agreed.clone(), self.own_safe(&state), state.done)
+        };
+        let mut asked_at = self.clock.now();
+        let refresh = |members: &mut Members| {
+            asked_at = self.clock.now();
+            let held = members.deciding == Some(self.epoch) && !self.lock().deciding;
+            let own = members.of_mut(self.epoch).ok_or_else(|| {
+                Error::new(Kind::Forbidden, "the other origins have taken this one for dead: it was silent for a lease")
+            })?;
+            own.beat += 1;
+            own.safe = own.safe.max(safe.as_u64());
+            own.done = done;
+            if held {
+                members.deciding = None;
+            }
+            Ok(())
+        };
+        let changed = update(self.agreement()?, &*self.clock, known, refresh).await;
+        let (agreed, members) = match changed {
+            Ok(changed) => changed,
+            Err(error) => {
+                // What is known of the record may be old.
+                self.lock().agreed = Agreed::default();
+                return Err(error);
+            }
+        };
+        self.learn(agreed, members);
+        self.lock().lease_until = asked_at + self.lease;
+        self.tell(asked_at);
+        Ok(())
+    }
+
+    fn learn(&self, agreed: Agreed, members: Members) {
+        let mut state = self.lock();
+        if agreed.revision > state.agreed.revision {
+            (state.agreed, state.members) = (agreed, members);
+        }
+    }
+
+    /// Tells those who follow who is on the list, which was asked for at that moment.
+    fn tell(&self, asked_at: Moment) {
+        let members = {
+            let state = self.lock();
+            let member = |listed: &Listed| Member { epoch: listed.epoch, address: listed.address.clone() };
+            feed::Members { joined: state.members.starts, list: state.members.members.iter().map(member).collect() }
+        };
+        self.feed.is_one_of(members, asked_at + self.lease, self.safe());
+    }
+
+    /// Those whose beat has not moved for a lease.
+    fn dead(&self) -> Vec<Listed> {
+        let now = self.clock.now();
+        let judged = self.lease + self.lease / MARGINS_PER_LEASE;
+        let mut state = self.lock();
+        let state = &mut *state;
+        let others: Vec<&Listed> = state.members.members.iter().filter(|other| other.epoch != self.epoch).collect();
+        state.seen.retain(|epoch, _| others.iter().any(|other| other.epoch == *epoch));
+        let mut dead = Vec::new();
+        for other in others {
+            let seen = state.seen.entry(other.epoch).or_insert((other.beat, now));
+            if seen.0 != other.beat {
+                *seen = (other.beat, now);
+            } else if now.since(seen.1) > judged {
+                dead.push(other.clone());
+            }
+        }
+        dead
+    }
+
+    /// Whether nobody on the list seems to have died, and this origin is to do what one of them has to.
+    pub(super) fn tidies(&self) -> bool {
+        let now = self.clock.now();
+        let state = self.lock();
+        let first = state.members.members.first().is_some_and(|first| first.epoch == self.epoch);
+        first && state.seen.values().all(|(_, at)| now.since(*at) < self.lease)
+    }
+
+    /// Carries out what a dead origin intended, and takes it off the list.
+    async fn finish(&self, dead: &Listed) -> Result<()> {
+        let (mut from, to) = keys::intents_from(dead.epoch, dead.done);
+        let (mut intents, mut highest) = (0, Version::ZERO);
+        loop {
+            let rows = self.store.scan(Table::Intent, &from, &to, STEP_INTENTS).await?;
+            for (row, value) in &rows {
+                match Intent::decode(row, value) {
+                    Ok(intent) => {
+                        highest = intent.changes.iter().map(|change| change.version).fold(highest, Version::max);
+                        self.until_known(intent.into_batch()).await?;
+                        intents += 1;
+                    }
+                    Err(error) => tracing::error!(%error, "an intent of an origin that died is passed over"),
+                }
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == STEP_INTENTS => from = keys::after(last),
+                _ => break,
+            }
+        }
+        let known = self.lock().agreed.clone();
+        let remove = |members: &mut Members| {
+            if members.of(dead.epoch).is_some_and(|member| member.beat == dead.beat) {
+                members.floor = members.highest().max(highest.as_u64());
+                members.remove(dead.epoch);
+            }
+            Ok(())
+        };
+        let (agreed, members) = update(self.agreement()?, &*self.clock, known, remove).await?;
+        self.learn(agreed, members);
+        tracing::warn!(
+            epoch = dead.epoch,
+            address = dead.address,
+            intents,
+            "an origin died; what it intended is carried out"
+        );
+        Ok(())
+    }
+
+    /// An error unless this origin may write now.
+    pub(super) fn check_writes(&self) -> Result<()> {
+        let now = self.clock.now();
+        let state = self.lock();
+        if now + self.lease / MARGINS_PER_LEASE >= state.lease_until {
+            let error = Error::unavailable("this origin could not refresh its lease at the store, and takes no writes");
+            return Err(error.and_untaken());
+        }
+        if now < state.writes_from {
+            let left = state.writes_from.since(now).as_secs() + 1;
+            let error = Error::unavailable(format!("this origin has just joined, and takes writes in {left} s"));
+            return Err(error.and_untaken());
+        }
+        Ok(())
+    }
+
+    /// A batch is about to be given its versions: all are above what is safe until it ends. If its outcome stays unknown, it never does.
+    pub(super) fn begin(&self) {
+        let mut state = self.lock();
+        state.under_way = Some(self.own_safe(&state));
+    }
+
+    /// All purges of the batch are queued, or it had none.
+    pub(super) fn end(&self) {
+        self.lock().under_way = None;
+    }
+
+    /// The version up to which every purge is queued, of every origin on the list.
+    pub(super) fn safe(&self) -> Version {
+        let state = self.lock();
+        let others = state.members.members.iter().filter(|other| other.epoch != self.epoch);
+        others.map(|other| Version::from_u64(other.safe)).fold(self.own_safe(&state), Version::min)
+    }
+
+    /// Commits changes so that they take effect whatever becomes of this process: first says that it will, then does, and tries until it is known that it has.
+    pub(super) async fn carry_out(&self, mut batch: Batch, stamp: Version) -> Result<()> {
+        let number = {
+            let mut state = self.lock();
+            state.next_intent += 1;
+            state.next_intent - 1
+        };
+        let mut intended = Batch::at(stamp);
+        let until = self.clock.wall_millis() / 1000 + INTENT_SECONDS;
+        intended.put_until(
+            Table::Intent,
+            keys::intent(self.epoch, number),
+            Intent::encode(&batch.changes),
+            Some(until),
+        );
+        self.until_known(intended).await?;
+        // From here on another may finish it.
+        self.check_writes().map_err(|error| Error::unavailable(error.message))?;
+        batch.version = stamp;
+        if let Some(carried_out) = number.checked_sub(1) {
+            batch.remove(Table::Intent, keys::intent(self.epoch, carried_out));
+        }
+        self.until_known(batch).await?;
+        self.lock().done = number + 1;
+        Ok(())
+    }
+
+    /// Commits a batch whose changes have their versions, again and again while its outcome is not known, as long as the lease lasts (O3).
+    async fn until_known(&self, batch: Batch) -> Result<()> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let left = self.lock().lease_until.since(self.clock.now());
+            let commit = self.store.commit(batch.clone(), Durability::Synced);
+            let error = match clock::within(&*self.clock, left, commit).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if error.kind.is_outage() && error.kind != Kind::Internal => error,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(Error::unavailable("the store did not answer for as long as the lease lasted")),
+            };
+            tracing::debug!(%error, "a commit whose outcome is not known is tried again");
+            self.clock.sleep(clock::jittered(&*self.clock, pause)).await;
+            pause = (pause * 2).min(PAUSE_LAST);
+        }
+    }
+
+    /// Waits until no other origin decides about namespaces and tokens, and keeps them from it.
+    pub(super) async fn decide(&self) -> Result<()> {
+        let deadline = self.clock.now() + DECIDING;
+        loop {
+            self.check_writes()?;
+            let known = self.lock().agreed.clone();
+            let mut taken = false;
+            let take = |members: &mut Members| {
+                taken = members.deciding.is_none_or(|epoch| epoch == self.epoch);
+                if taken {
+                    members.deciding = Some(self.epoch);
+                }
+                Ok(())
+            };
+            // Before it is taken, so that no refreshment in between gives it back.
+            self.lock().deciding = true;
+            let (agreed, members) = update(self.agreement()?, &*self.clock, known, take).await.inspect_err(|_| {
+                self.lock().deciding = false;
+            })?;
+            self.learn(agreed, members);
+            self.lock().deciding = taken;
+            if taken {
+                return Ok(());
+            }
+            if self.clock.now() >= deadline {
+                return Err(Error::unavailable(format!(
+                    "another origin has been deciding for {DECIDING:?}: try again"
+                )));
+            }
+            self.clock.sleep(clock::jittered(&*self.clock, PAUSE_FIRST)).await;
+        }
+    }
+
+    /// What was decided is in the store: the others are to read it, and may decide.
+    pub(super) async fn decided(&self) {
+        let known = {
+            let mut state = self.lock();
+            // From here on a refreshment gives it back, if we can't.
+            state.deciding = false;
+            state.agreed.clone()
+        };
+        let give_back = |members: &mut Members| {
+            members.control += 1;
+            if members.deciding == Some(self.epoch) {
+                members.deciding = None;
+            }
+            Ok(())
+        };
+        match self.agreement().map(|agreement| update(agreement, &*self.clock, known, give_back)) {
+            Ok(giving_back) => {
+                if let Err(error) = giving_back.await {
+                    tracing::warn!(%error, "the other origins could not be told of a decision, and learn of it when they ask");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a store without agreed records"),
+        }
+    }
+
+    /// Takes this origin off the list: it has written its last.
+    pub(super) async fn leave(&self) {
+        let known = self.lock().agreed.clone();
+        let safe = self.own_safe(&self.lock());
+        let leave = |members: &mut Members| {
+            members.floor = members.highest().max(safe.as_u64());
+            members.remove(self.epoch);
+            Ok(())
+        };
+        let left = match self.agreement() {
+            Ok(agreement) => {
+                clock::within(&*self.clock, self.lease, update(agreement, &*self.clock, known, leave)).await
+            }
+            Err(error) => Ok(Err(error)),
+        };
+        match left {
+            Ok(Ok(_)) => tracing::info!(epoch = self.epoch, "left the origins on the store"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the other origins could not be told that this one leaves; they find out in a lease")
+            }
+            Err(_) => tracing::warn!(
+                "the other origins could not be told in time that this one leaves; they find out in a lease"
+            ),
+        }
+    }
+
+    /// The version up to which every purge of this origin is queued; what it mints later is above.
+    fn own_safe(&self, state: &State) -> Version {
+        state.under_way.unwrap_or_else(|| match &state.time {
+            Some(time) => Version::first_of(time.millis(), 0).before().max(self.floor),
+            None => self.floor,
+        })
+    }
+
+    fn agreement(&self) -> Result<&dyn Agreement> {
+        agreement(&*self.store)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock can panic")
+    }
+}
+
+fn agreement(store: &dyn Store) -> Result<&dyn Agreement> {
+    store.agreement().ok_or_else(|| Error::internal("this store is one origin's alone"))
+}
+
+/// The id that nobody has, and that nobody had for longest: of one that died a write may still be under way.
+fn free_id(members: &Members) -> Option<u8> {
+    let most = u64::from(Version::ORIGINS_MAX);
+    let ids = (0..most).map(|i| u8::try_from((members.starts + i) % most).expect("below the most origins"));
+    ids.into_iter().find(|id| members.members.iter().all(|member| member.id != *id))
+}
+
+/// Changes the record, starting from what is known of it, until nobody else is first.
+async fn update(
+    agreement: &dyn Agreement,
+    clock: &dyn Clock,
+    mut known: Agreed,
+    mut change: impl FnMut(&mut Members) -> Result<()>,
+) -> Result<(Agreed, Members)> {
+    for attempt in 0..ATTEMPTS {
+        if known.revision == 0 {
+            known = agreement.read(MEMBERS).await?;
+        }
+        let mut members = Members::parse(&known)?;
+        change(&mut members)?;
+        let value =
+            serde_json::to_vec(&members).map_err(|e| Error::internal("writing the list of origins").with_source(e))?;
+        let value = Bytes::from(value);
+        match agreement.replace(MEMBERS, known.revision, value.clone()).await? {
+            Replaced::Done => return Ok((Agreed { revision: known.revision + 1, value }, members)),
+            Replaced::Overtaken(agreed) => known = agreed,
+        }
+        if attempt > 0 {
+            clock.sleep(clock::jittered(clock, Duration::from_millis(5))).await;
+        }
+    }
+    Err(Error::unavailable(format!("the list of origins was changed by others each of {ATTEMPTS} times")))
+}
