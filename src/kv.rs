@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 
+pub use self::version::Version;
 use self::{
     feed::{Follow, FollowerId, Frames},
     kept::Hit,
@@ -204,104 +205,6 @@ impl Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-/// Which write: 63 bits of milliseconds, counter and origin id, minted by an origin alone. A later write has the greater version.
-///
-/// Outside it is 16 hexadecimal digits, so that versions compare as texts, too.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version(u64);
-
-impl Version {
-    /// Below every write.
-    pub const ZERO: Version = Version(0);
-
-    const COUNTER_BITS: u32 = 13;
-    const ORIGIN_BITS: u32 = 8;
-    /// 42 bits: until the year 2109.
-    pub const MILLIS_MAX: u64 = (1 << 42) - 1;
-
-    pub const fn from_u64(bits: u64) -> Version {
-        assert!(bits < 1 << 63, "a version has 63 bits");
-        Version(bits)
-    }
-
-    pub const fn as_u64(self) -> u64 {
-        self.0
-    }
-
-    /// The first version of a millisecond at an origin. Milliseconds past 2109 count as its last.
-    pub fn first_of(millis: u64, origin: u8) -> Version {
-        let millis = millis.min(Version::MILLIS_MAX);
-        Version(millis << (Version::COUNTER_BITS + Version::ORIGIN_BITS) | u64::from(origin))
-    }
-
-    /// The next version above this one at an origin; it borrows from the next millisecond when the counter is full. `None` if there is none
-    /// of 63 bits.
-    pub fn next(self, origin: u8) -> Option<Version> {
-        self.after(1, origin)
-    }
-
-    /// The version that `count` times [`Version::next`] leads to.
-    pub fn after(self, count: u64, origin: u8) -> Option<Version> {
-        let steps = (self.0 >> Version::ORIGIN_BITS).checked_add(count)?;
-        (steps < 1 << (63 - Version::ORIGIN_BITS)).then(|| Version(steps << Version::ORIGIN_BITS | u64::from(origin)))
-    }
-
-    pub fn millis(self) -> u64 {
-        self.0 >> (Version::COUNTER_BITS + Version::ORIGIN_BITS)
-    }
-
-    /// Versions that an origin alone on its store may mint in a millisecond, and one of several.
-    pub const PER_MILLISECOND: u64 = 1 << Version::COUNTER_BITS;
-    pub const PER_MILLISECOND_SHARED: u64 = 31;
-    /// Origins that may be on one store at a time; their ids are below this.
-    pub const ORIGINS_MAX: u8 = 32;
-
-    /// Of the version within its millisecond.
-    pub fn counter(self) -> u64 {
-        self.0 >> Version::ORIGIN_BITS & ((1 << Version::COUNTER_BITS) - 1)
-    }
-
-    /// The version just below this one; zero has none.
-    pub fn before(self) -> Version {
-        Version(self.0.saturating_sub(1))
-    }
-}
-
-impl Version {
-    pub const DIGITS: usize = 16;
-
-    /// The version as text.
-    pub fn digits(self) -> [u8; Version::DIGITS] {
-        std::array::from_fn(|place| b"0123456789abcdef"[(self.0 >> (60 - 4 * place) & 15) as usize])
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&self.digits()).expect("digits are ASCII"))
-    }
-}
-
-impl fmt::Debug for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Version {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Version> {
-        let bits = (text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit()))
-            .then(|| u64::from_str_radix(text, 16).ok())
-            .flatten()
-            .filter(|bits| bits >> 63 == 0);
-        bits.map(Version).ok_or_else(|| {
-            Error::bad_request(format!("a version is 16 hexadecimal digits, not '{}'", text.escape_debug()))
-        })
     }
 }
 

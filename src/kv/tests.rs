@@ -42,7 +42,7 @@ fn the_last_millisecond_still_has_63_bits() {
 #[test]
 fn after_the_last_version_there_is_none() {
     let mut last = Version::first_of(Version::MILLIS_MAX, 7);
-    for _ in 1..1 << Version::COUNTER_BITS {
+    for _ in 1..Version::PER_MILLISECOND {
         last = last.next(7).unwrap();
         assert_eq!(last.as_u64() >> 63, 0);
     }
