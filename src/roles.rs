@@ -3,26 +3,28 @@
 //! A read walks `tiers` downwards to the origin, a write sinks the same way. Every role is made here, from settings and components; `kvasar serve`
 //! and `kvasar dev` differ only in the configuration that they bring.
 
+mod accounts;
 pub mod stores;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+
+pub use self::accounts::Credentials;
+use self::accounts::ensure_account;
 
 use crate::{
     api::{
         admin::Admin,
-        auth::{self, Auth},
+        auth::Auth,
         binding::Binding,
         budget::Budget,
         connection::Deadlines,
@@ -37,12 +39,19 @@ use crate::{
     clock::{self, Clock},
     config::{self, Config, RestOn, Role, Upstream},
     error::{Error, Kind, Result},
-    kv::{Account, AccountId, Backend, Control, List, NamespaceId, NewToken, Rights, Source, Writer, reserved},
+    kv::{AccountId, Backend, Control, List, NamespaceId, Source, Writer, reserved},
     limits,
-    metrics::{Door, Metrics},
-    origin::{Origin, OriginSettings},
+    metrics::{Door, FeedCounts, Metrics, OriginMetrics},
+    origin::{
+        Origin, OriginSettings,
+        host::{Host, Open},
+    },
     purge::feed::FeedSettings,
-    store::disk::DiskStore,
+    store::{
+        Store,
+        cassandra::{CassandraSettings, CassandraStore},
+        disk::DiskStore,
+    },
 };
 
 /// Whether parts of one process ask each other directly, or over sockets as if each were elsewhere.
@@ -60,7 +69,10 @@ pub struct Running {
     pub tiers: Vec<RunningTier>,
     /// The accounts that the origin of this process made at its first start.
     pub accounts: Vec<Credentials>,
+    /// One that is alone on its store.
     pub origin: Option<Arc<Origin>>,
+    /// One of several.
+    host: Option<Arc<Host>>,
     context: ServerContext,
     /// Those that serve the binding ports. They also carry connections upstream, which others use: so they end last.
     threads: Arc<Threads>,
@@ -72,17 +84,6 @@ pub struct RunningTier {
     pub role: Role,
     pub name: String,
     pub listen: Option<SocketAddr>,
-}
-
-/// What opens an account; kept beside the data, for its owner alone.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Credentials {
-    pub name: String,
-    pub account_id: AccountId,
-    pub token: String,
-    /// Whether this start made them.
-    #[serde(skip)]
-    pub new: bool,
 }
 
 /// Starts everything that the configuration names. On an error nothing is left running.
@@ -103,6 +104,7 @@ pub async fn start(config: &Config, links: Links, clock: Arc<dyn Clock>) -> Resu
         tiers: Vec::new(),
         accounts: Vec::new(),
         origin: None,
+        host: None,
         context: ServerContext::new(Arc::clone(&clock), limits),
         threads: Arc::new(Threads::start()?),
         ready: Arc::default(),
@@ -163,31 +165,80 @@ impl Parts<'_> {
     }
 
     async fn origin(&mut self, settings: &config::Origin) -> Result<()> {
-        let folder = settings.data.join("store");
-        let store = Arc::new(DiskStore::open(&folder, settings.store_cache)?);
         let origin_settings = OriginSettings {
             id: settings.id,
+            lease: settings.lease,
             namespaces_per_account: settings.namespaces_per_account,
             writes_per_key_per_second: settings.writes_per_key_per_second,
             push_bytes_max: usize::try_from(settings.push_size_max).unwrap_or(limits::PUSH_BYTES_MAX),
-            feed: FeedSettings::default(),
             ..OriginSettings::default()
         };
+        if let Some(cassandra) = &settings.cassandra {
+            return self.one_of_several(settings, cassandra, origin_settings).await;
+        }
+        let folder = settings.data.join("store");
+        let store = Arc::new(DiskStore::open(&folder, settings.store_cache)?);
         let origin = Origin::open(store, Arc::clone(&self.clock), origin_settings, self.metrics.origin()).await?;
         self.running.origin = Some(Arc::clone(&origin));
-        self.watch_origin(&origin);
+        let feed = origin.feed().clone();
+        self.watch_origin(move || feed.counts());
         for name in &self.config.accounts {
             let credentials = ensure_account(&origin, &settings.data, name, &*self.clock).await?;
-            self.running.accounts.push(credentials);
+            self.running.accounts.extend(credentials);
         }
-        let backend: Arc<dyn Backend> = origin;
+        self.offer_origin(settings, origin).await.map(|_| ())
+    }
+
+    /// An origin on the store that it shares with others: it comes when the database can be reached.
+    async fn one_of_several(
+        &mut self,
+        settings: &config::Origin,
+        cassandra: &config::Cassandra,
+        origin_settings: OriginSettings,
+    ) -> Result<()> {
+        let address = Arc::new(OnceLock::new());
+        let host = Host::new(
+            open_one_of_several(
+                stores::cassandra(cassandra),
+                Arc::clone(&address),
+                origin_settings,
+                Arc::clone(&self.clock),
+                self.metrics.origin(),
+            ),
+            Arc::clone(&self.clock),
+        );
+        let listen = self.offer_origin(settings, Arc::clone(&host) as Arc<dyn Backend>).await?;
+        let found = settings.advertise.clone().or_else(|| listen.map(|listen| listen.to_string()));
+        // Set once, before anything reads it.
+        let _ =
+            address.set(found.ok_or_else(|| Error::bad_request("one of several origins has to listen: set 'listen'"))?);
+        self.running.context.tasks.spawn(Arc::clone(&host).run());
+        let watched = Arc::clone(&host);
+        self.watch_origin(move || watched.feed_counts());
+        let accounts = accounts::ensure_all(
+            Arc::clone(&host),
+            self.config.accounts.clone(),
+            settings.data.clone(),
+            Arc::clone(&self.clock),
+        );
+        let shutdown = self.running.context.shutdown.clone();
+        self.running.context.tasks.spawn(shutdown.run_until_cancelled_owned(accounts));
+        self.running.host = Some(host);
+        Ok(())
+    }
+
+    async fn offer_origin(
+        &mut self,
+        settings: &config::Origin,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Option<SocketAddr>> {
         // An origin's own reads of its records are the latest whatever their age may be.
         let auth = Arc::new(self.auth(&backend, Duration::ZERO).beside_origin());
         if let Some(address) = settings.listen {
             self.running.origin_listen = Some(self.binding("origin", address, &backend, &auth).await?);
         }
         self.backends.insert(ORIGIN.to_owned(), (backend, auth));
-        Ok(())
+        Ok(self.running.origin_listen)
     }
 
     async fn tier(&mut self, settings: &config::Tier) -> Result<()> {
@@ -266,7 +317,13 @@ impl Parts<'_> {
 
     async fn admin(&mut self, address: SocketAddr) -> Result<()> {
         let (listener, address) = listen("health and metrics", address).await?;
-        let admin = Admin::new(Arc::clone(&self.metrics), Arc::clone(&self.running.ready));
+        let (ready, host) = (Arc::clone(&self.running.ready), self.running.host.clone());
+        let readiness = move || match &host {
+            _ if !ready.load(Ordering::Acquire) => Err("starting or stopping".to_owned()),
+            Some(host) => host.origin().map(|_| ()).map_err(|error| error.message),
+            None => Ok(()),
+        };
+        let admin = Admin::new(Arc::clone(&self.metrics), readiness);
         // Whoever looks after the process must get in when clients have taken every place.
         let context = self.running.context.with_own_places();
         server::spawn(listener, admin, "admin", &context, self.metrics.door(Door::Admin, "admin"));
@@ -302,9 +359,9 @@ impl Parts<'_> {
     }
 
     /// Keeps the figures of the origin's feed up to date.
-    fn watch_origin(&self, origin: &Arc<Origin>) {
-        let (feed, metrics) = (origin.feed().clone(), self.metrics.feed(ORIGIN));
-        self.each_second(move || metrics.sends(feed.counts()));
+    fn watch_origin(&self, counts: impl Fn() -> FeedCounts + Send + 'static) {
+        let metrics = self.metrics.feed(ORIGIN);
+        self.each_second(move || metrics.sends(counts()));
     }
 
     /// Keeps the gauges of what a tier holds up to date.
@@ -342,6 +399,10 @@ impl Running {
     /// Stops accepting, finishes what is under way within the deadline, and closes the store.
     pub async fn stop(self) {
         self.ready.store(false, Ordering::Release);
+        // While others can still hear of it.
+        if let Some(host) = &self.host {
+            host.leave().await;
+        }
         self.context.stop();
         // Those who follow it would hold their connections to the deadline.
         if let Some(origin) = &self.origin {
@@ -370,56 +431,33 @@ fn unknown_upstream(who: &str, name: &str) -> Error {
     Error::bad_request(format!("{who} names {name}, which is not a part of this process"))
 }
 
-/// The credentials of an account, made at its first start. An account that has lost its last token gets its first one back.
-async fn ensure_account(origin: &Arc<Origin>, data: &Path, name: &str, clock: &dyn Clock) -> Result<Credentials> {
-    let file = data.join("accounts").join(format!("{name}.json"));
-    let (credentials, new) = match read_credentials(&file)? {
-        Some(credentials) => (credentials, false),
-        None => {
-            let credentials = Credentials {
-                name: name.to_owned(),
-                account_id: AccountId::from_bytes(clock::random_bytes(clock)),
-                token: auth::new_secret(clock),
-                new: true,
+/// Opens the database, once, and an origin on it, each time that one is needed.
+fn open_one_of_several(
+    store_settings: CassandraSettings,
+    address: Arc<OnceLock<String>>,
+    origin_settings: OriginSettings,
+    clock: Arc<dyn Clock>,
+    metrics: OriginMetrics,
+) -> Open {
+    let connected = Arc::new(tokio::sync::Mutex::new(None::<Arc<dyn Store>>));
+    Box::new(move || {
+        let (connected, clock, metrics) = (Arc::clone(&connected), Arc::clone(&clock), metrics.clone());
+        let (store_settings, mut origin_settings) = (store_settings.clone(), origin_settings.clone());
+        origin_settings.address = address.get().cloned().unwrap_or_default();
+        Box::pin(async move {
+            let mut connected = connected.lock().await;
+            let store = match &*connected {
+                Some(store) => Arc::clone(store),
+                None => {
+                    let store: Arc<dyn Store> =
+                        Arc::new(CassandraStore::connect(store_settings, Arc::clone(&clock)).await?);
+                    *connected = Some(Arc::clone(&store));
+                    store
+                }
             };
-            write_credentials(&file, &credentials)?;
-            (credentials, true)
-        }
-    };
-    origin.ensure_account(&Account { id: credentials.account_id, name: name.to_owned() }).await?;
-    let tokens = List { prefix: reserved::token_listings(credentials.account_id), limit: 1, cursor: None };
-    if origin.list(NamespaceId::RESERVED, &tokens).await?.keys.is_empty() {
-        let token = NewToken { name: "first".to_owned(), rights: Rights::Admin, namespaces: None, expires: None };
-        let create = Control::CreateToken { hash: auth::hash(&credentials.token), token };
-        origin.control(credentials.account_id, create).await?;
-    }
-    Ok(Credentials { new, ..credentials })
-}
-
-fn read_credentials(file: &Path) -> Result<Option<Credentials>> {
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::internal(format!("reading the credentials in {}", file.display())).with_source(e)
-    };
-    match std::fs::read(file) {
-        Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|e| failed(e.into())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(failed(e.into())),
-    }
-}
-
-/// Readable by the owner alone, and either whole or not there.
-fn write_credentials(file: &Path, credentials: &Credentials) -> Result<()> {
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::internal(format!("writing the credentials to {}", file.display())).with_source(e)
-    };
-    let folder: PathBuf = file.parent().map(Path::to_path_buf).unwrap_or_default();
-    std::fs::create_dir_all(&folder).map_err(|e| failed(e.into()))?;
-    // Temporary files are for their owner alone from the beginning.
-    let mut temporary = tempfile::NamedTempFile::new_in(&folder).map_err(|e| failed(e.into()))?;
-    serde_json::to_writer_pretty(&mut temporary, credentials).map_err(|e| failed(e.into()))?;
-    temporary.as_file().sync_all().map_err(|e| failed(e.into()))?;
-    temporary.persist(file).map_err(|e| failed(e.into()))?;
-    Ok(())
+            Origin::open(store, clock, origin_settings, metrics).await
+        })
+    })
 }
 
 /// A namespace of an account by its title, made if it is not there.

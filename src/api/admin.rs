@@ -1,12 +1,6 @@
 //! The admin port: whether the process lives, whether it is ready, and what it counts. It asks for no credential and shows no data of users.
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -22,13 +16,13 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 
 pub struct Admin {
     metrics: Arc<Metrics>,
-    ready: Arc<AtomicBool>,
+    ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 impl Admin {
-    /// `ready` is set while the process should get requests.
-    pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>) -> Admin {
-        Admin { metrics, ready }
+    /// `ready` says whether the process should get requests, or why not.
+    pub fn new(metrics: Arc<Metrics>, ready: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Admin {
+        Admin { metrics, ready: Box::new(ready) }
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response {
@@ -42,8 +36,10 @@ impl Admin {
         }
         match path {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n"),
+            "/readyz" => match (self.ready)() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+            },
             _ => {
                 let mut response = text(StatusCode::OK, self.metrics.render());
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
@@ -68,6 +64,8 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn ask(admin: &Admin, method: Method, path: &str) -> (u16, String) {
@@ -80,8 +78,10 @@ mod tests {
     #[test]
     fn readiness_follows_the_process_and_health_does_not() {
         let ready = Arc::new(AtomicBool::new(false));
-        let admin = Admin::new(Arc::default(), Arc::clone(&ready));
-        assert_eq!(ask(&admin, Method::GET, "/readyz"), (503, "starting or stopping\n".to_owned()));
+        let readiness = Arc::clone(&ready);
+        let is_ready = move || if readiness.load(Ordering::Acquire) { Ok(()) } else { Err("starting".to_owned()) };
+        let admin = Admin::new(Arc::default(), is_ready);
+        assert_eq!(ask(&admin, Method::GET, "/readyz"), (503, "starting\n".to_owned()));
         assert_eq!(ask(&admin, Method::GET, "/healthz"), (200, "ok\n".to_owned()));
         ready.store(true, Ordering::Release);
         assert_eq!(ask(&admin, Method::GET, "/readyz"), (200, "ready\n".to_owned()));
@@ -91,7 +91,7 @@ mod tests {
     fn what_was_counted_is_shown() {
         let metrics = Arc::new(Metrics::default());
         metrics.tier("home").holds(3, 500);
-        let admin = Admin::new(metrics, Arc::default());
+        let admin = Admin::new(metrics, || Ok(()));
         let (status, shown) = ask(&admin, Method::GET, "/metrics");
         assert_eq!(status, 200);
         assert!(shown.contains("kvasar_cache_held_bytes{tier=\"home\"} 500\n"), "{shown}");
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn other_paths_and_methods_are_refused() {
-        let admin = Admin::new(Arc::default(), Arc::default());
+        let admin = Admin::new(Arc::default(), || Ok(()));
         assert_eq!(ask(&admin, Method::GET, "/").0, 404);
         assert_eq!(ask(&admin, Method::POST, "/metrics").0, 405);
     }

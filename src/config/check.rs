@@ -7,9 +7,6 @@ use std::{
 
 use super::{Config, Problem, RestOn, Role, Tier, Upstream, read::PlacedConfig, section::Placed};
 
-/// A version on a shared store is a timestamp, which has no room for more.
-const ORIGIN_ID_SHARED_MAX: u8 = 31;
-
 /// Everything that is wrong between the sections, in no order.
 pub(super) fn all(config: &PlacedConfig) -> Vec<Problem> {
     let mut problems = Problems(Vec::new());
@@ -274,9 +271,9 @@ fn origins(config: &PlacedConfig, problems: &mut Problems) {
         }
         return;
     }
-    if origin.has("id") && origin.value.id > ORIGIN_ID_SHARED_MAX {
-        let what = format!("an origin that shares its store has an id of at most {ORIGIN_ID_SHARED_MAX}");
-        problems.add(origin.line("id"), what, format!("id = 0 to {ORIGIN_ID_SHARED_MAX}, another for each origin"));
+    if origin.has("id") {
+        let what = "an origin that shares its store is given its id by the others";
+        problems.add(origin.line("id"), what, "no 'id'");
     }
     let nowhere = origin.value.listen.is_some_and(|listen| listen.ip().is_unspecified());
     if nowhere && !origin.is_there("advertise") {

@@ -147,13 +147,24 @@ impl Registry {
         }
     }
 
-    pub(super) async fn ensure_account(&self, account: &Account) -> Result<()> {
+    pub(super) async fn ensure_account(&self, account: &Account) -> Result<bool> {
         let key = reserved::account(account.id);
         if self.find::<Account>(&key).await?.as_ref() == Some(account) {
-            return Ok(());
+            return Ok(true);
+        }
+        self.alone(async || self.make_account(key, account).await).await
+    }
+
+    async fn make_account(&self, key: Key, account: &Account) -> Result<bool> {
+        if self.membership.is_some() {
+            for (other, record) in scan(&*self.store, b"account/").await? {
+                if other != key && parse::<Account>(&other, &record)?.name == account.name {
+                    return Ok(false);
+                }
+            }
         }
         tracing::info!(account = %account.id, name = account.name, "writing the record of an account");
-        self.alone(async || self.commit(vec![put(key, account)?], None).await.map(|_| ())).await
+        self.commit(vec![put(key, account)?], None).await.map(|_| true)
     }
 
     async fn create_namespace(

@@ -32,6 +32,7 @@ pub struct Host {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     stop: CancellationToken,
+    left: CancellationToken,
 }
 
 struct State {
@@ -49,11 +50,18 @@ const FAREWELL: Duration = Duration::from_secs(1);
 impl Host {
     pub fn new(open: Open, clock: Arc<dyn Clock>) -> Arc<Host> {
         let state = State { origin: None, reason: "the origin is starting".to_owned() };
-        Arc::new(Host { open, clock, state: Mutex::new(state), stop: CancellationToken::new() })
+        Arc::new(Host {
+            open,
+            clock,
+            state: Mutex::new(state),
+            stop: CancellationToken::new(),
+            left: CancellationToken::new(),
+        })
     }
 
-    /// Keeps an origin open until [`Host::stop`]; then it leaves the others.
+    /// Keeps an origin open until [`Host::leave`].
     pub async fn run(self: Arc<Host>) {
+        let _left = self.left.clone().drop_guard();
         let mut retry = RETRY_FIRST;
         while !self.stop.is_cancelled() {
             let opened = tokio::select! {
@@ -86,9 +94,10 @@ impl Host {
         self.lose("the origin is shutting down");
     }
 
-    /// Lets the origin leave the others. Its feed goes on until they have been told.
-    pub fn stop(&self) {
+    /// Lets the origin leave the others, and waits until those who follow it have been told.
+    pub async fn leave(&self) {
         self.stop.cancel();
+        self.left.cancelled().await;
     }
 
     /// The origin, or why there is none.

@@ -64,6 +64,7 @@ use crate::{
     },
 };
 
+#[derive(Clone)]
 pub struct OriginSettings {
     /// Goes into every version. On a shared store each origin is given one.
     pub id: u8,
@@ -260,8 +261,8 @@ impl Origin {
         &self.core.feed
     }
 
-    /// Sees to it that an account exists, with this name.
-    pub async fn ensure_account(&self, account: &Account) -> Result<()> {
+    /// Sees to it that an account exists, with this name. Not so, and the answer says it, where another origin has made another one of this name.
+    pub async fn ensure_account(&self, account: &Account) -> Result<bool> {
         self.core.registry.ensure_account(account).await
     }
 }

@@ -29,12 +29,12 @@ fn every_field_of_it_is_read() {
         "{SHARED}keyspace = \"kv_2\"\nreplication = 5\ndata_center = \"eu-1\"\nconsistency = \"LOCAL_QUORUM\"\nbuckets = 64\ntls_ca = \"ca.pem\"\n\
          tls_certificate = \"own.pem\"\ntls_key = \"key.pem\"\nusername = \"kvasar\"\npassword_file = \"password\"\ndeadline = \"3s\"\n"
     );
-    let text = text.replace("[cluster]", "id = 31\nadvertise = \"origin.example:7701\"\nlease = \"30s\"\n[cluster]");
+    let text = text.replace("[cluster]", "advertise = \"origin.example:7701\"\nlease = \"30s\"\n[cluster]");
     let config =
         Config::parse(&text, &folder.path().join("test.toml")).unwrap_or_else(|problems| panic!("{problems:?}"));
     let shown = format!("{config:?}");
     let origin = config.origin.expect("there is an origin");
-    assert_eq!((origin.id, origin.advertise.as_deref(), origin.lease.as_secs()), (31, Some("origin.example:7701"), 30));
+    assert_eq!((origin.advertise.as_deref(), origin.lease.as_secs()), (Some("origin.example:7701"), 30));
     let store = origin.cassandra.expect("the store is shared");
     assert_eq!((store.keyspace.as_str(), store.replication, store.buckets), ("kv_2", 5, 64));
     assert_eq!((store.consistency, store.data_center.as_deref()), (Consistency::LocalQuorum, Some("eu-1")));
@@ -100,10 +100,10 @@ fn what_does_not_fit_together_is_refused() {
 #[test]
 fn one_of_several_origins_can_be_found_and_told_apart() {
     check(
-        &SHARED.replace("10.0.0.7", "0.0.0.0").replace("[cluster]", "id = 32\n[cluster]"),
+        &SHARED.replace("10.0.0.7", "0.0.0.0").replace("[cluster]", "id = 3\n[cluster]"),
         &[
             "3: the tiers are told where each origin is, and nobody can ask this address => advertise = \"origin-1.example:7701\" beside it",
-            "4: an origin that shares its store has an id of at most 31 => id = 0 to 31, another for each origin",
+            "4: an origin that shares its store is given its id by the others => no 'id'",
         ],
     );
     check(&SHARED.replace("10.0.0.7:7701\"", "0.0.0.0:7701\"\nadvertise = \"origin.example:7701\""), &[]);
