@@ -3,7 +3,7 @@
 use super::*;
 use crate::kv::{
     Expires,
-    feed::{Echo, Item, Message, Position, Purge, Pushed},
+    feed::{Item, Purge, Pushed},
     kept::Hit,
 };
 
@@ -395,19 +395,4 @@ async fn a_state_comes_along_to_those_that_wrote_an_earlier_one() {
         assert_eq!(hit.kept.version(), version);
     }
     assert_eq!(world.upstream.asked(), 0);
-}
-
-#[tokio::test]
-async fn a_feed_that_speaks_out_of_its_order_is_given_up() {
-    let world = following().await;
-    let mut place = crate::cache::follow::Place::default();
-    let start = Position { epoch: 1, sequence: 5 };
-    let message = |first| Message::Items { first, items: vec![Item::Gap] };
-    world.tier.take_message(Message::Start { position: start, resumed: false }, &mut place, Moment::ZERO).unwrap();
-    world.tier.take_message(message(6), &mut place, Moment::ZERO).unwrap();
-    for first in [6, 8] {
-        assert!(world.tier.take_message(message(first), &mut place, Moment::ZERO).is_err());
-    }
-    let never = Echo { stamp: u64::MAX, proof: None };
-    assert!(world.tier.take_message(Message::Echo(never), &mut place, Moment::ZERO).is_err());
 }
