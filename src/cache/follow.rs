@@ -13,7 +13,7 @@ use crate::{
     clock::Moment,
     kv::{
         Version,
-        feed::{Echo, Follow, Item, Message, Position, Purge, Pushed},
+        feed::{Echo, Follow, Item, Members, Message, Position, Purge, Pushed},
         kept::{Content, EntryKey, Kept, KeptValue, Verified},
     },
 };
@@ -24,6 +24,15 @@ pub(super) struct Place {
     position: Option<Position>,
     /// Of the last echo of this continuity that proved something.
     mark: Option<Mark>,
+    /// Of the last list of upstream's, where it is one of several origins.
+    several: Option<Several>,
+}
+
+#[derive(Clone, Copy)]
+struct Several {
+    joined: u64,
+    /// Whether others beside upstream change what it answers: their purges are not in its feed.
+    others: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -36,6 +45,8 @@ struct Mark {
 const SILENT_INTERVALS: u32 = 2;
 /// An echo older than so many intervals shows that upstream is there, but not the tiers above it.
 const AWAY_INTERVALS: u32 = 3;
+/// In a line of the log.
+const ADDRESSES_SHOWN: usize = 32;
 
 impl Tier {
     /// Follows upstream's feed until it is stopped. Then its own feed ends.
@@ -78,6 +89,7 @@ impl Tier {
             Message::Start { position, resumed } => {
                 let goes_on = place.position.is_some_and(|last| last.sequence == position.sequence);
                 if !(resumed && goes_on) {
+                    place.several = None;
                     self.miss(place);
                 }
                 tracing::info!(tier = self.name(), resumed, sequence = position.sequence, "following the purge feed");
@@ -93,8 +105,9 @@ impl Tier {
                 self.feed().relay(&applied);
             }
             Message::Echo(echo) => self.hear(echo, place),
-            // They say whom else to follow.
-            Message::Members(_) | Message::End => {}
+            Message::Members(members) => self.hear_members(&members, place),
+            // What comes next is another process, which can't go on where this one was.
+            Message::End => {}
         }
     }
 
@@ -105,10 +118,33 @@ impl Tier {
         if proof.age <= self.settings().feed_interval * AWAY_INTERVALS {
             self.health().heard();
         }
+        if place.several.is_some_and(|several| several.others) {
+            return;
+        }
         let watermark = pinged_at - proof.age;
         self.coverage().advance(watermark, proof.version);
         self.feed().knows(self.coverage().watermark());
         place.mark = Some(Mark { watermark, pinged_at });
+    }
+
+    /// Upstream says which origins there are on its store (O4). What another one changes is purged in that one's feed, so that with others there this feed
+    /// proves nothing; and neither does it prove anything of what is held once others may have been there.
+    fn hear_members(&self, members: &Members, place: &mut Place) {
+        let several = Several { joined: members.joined, others: members.list.len() > 1 };
+        let earlier = place.several.replace(several);
+        if several.others {
+            if !earlier.is_some_and(|earlier| earlier.others) {
+                let addresses: Vec<&str> =
+                    members.list.iter().take(ADDRESSES_SHOWN).map(|member| &*member.address).collect();
+                tracing::error!(
+                    tier = self.name(),
+                    "upstream is one of several origins on one store, and this tier hears of the changes of that one alone: what it holds ages until \
+                     it is asked for again; name them all: upstream = {addresses:?}"
+                );
+            }
+        } else if earlier.is_none_or(|earlier| earlier.others || earlier.joined != several.joined) {
+            self.miss(place);
+        }
     }
 
     fn miss(&self, place: &mut Place) {

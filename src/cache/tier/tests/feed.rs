@@ -3,7 +3,7 @@
 use super::*;
 use crate::kv::{
     Expires,
-    feed::{Item, Purge, Pushed},
+    feed::{Echo, Item, Member, Members, Message, Position, Proof, Purge, Pushed},
     kept::Hit,
 };
 
@@ -395,4 +395,48 @@ async fn a_state_comes_along_to_those_that_wrote_an_earlier_one() {
         assert_eq!(hit.kept.version(), version);
     }
     assert_eq!(world.upstream.asked(), 0);
+}
+
+/// What the others change is not in its feed.
+#[tokio::test]
+async fn the_feed_of_one_of_several_origins_proves_nothing() {
+    let world = world();
+    let mut place = crate::cache::follow::Place::default();
+    let mut say = |message| world.tier.take_message(message, &mut place);
+    let echo = || {
+        let proof = Some(Proof { age: Duration::ZERO, version: Version::ZERO });
+        Message::Echo(Echo { stamp: world.clock.now().as_nanos(), proof })
+    };
+    let members = |joined, count| {
+        let list = (0..count).map(|epoch| Member { epoch, address: format!("origin-{epoch}:7000") }).collect();
+        Message::Members(Members { joined, list })
+    };
+    let gaps = || world.tier.feed().counts().gaps;
+    let start = |epoch, resumed| Message::Start { position: Position { epoch, sequence: 5 }, resumed };
+    say(start(1, false));
+    say(members(1, 1));
+    say(echo());
+    assert_eq!(world.tier.feed_age(), Some(Duration::ZERO));
+    say(members(2, 2));
+    world.clock.advance(5 * SECOND);
+    say(echo());
+    assert_eq!(world.tier.feed_age(), Some(5 * SECOND));
+    // The other one has left; what it changed was not heard.
+    let before = gaps();
+    say(members(2, 1));
+    assert_eq!((world.tier.feed_age(), gaps()), (None, before + 1));
+    say(echo());
+    assert_eq!(world.tier.feed_age(), Some(Duration::ZERO));
+    // The link was lost, and somebody came and went; or nobody did.
+    for (joined, missed) in [(2, 0), (3, 1)] {
+        let before = gaps();
+        say(start(1, true));
+        say(members(joined, 1));
+        assert_eq!((world.tier.feed_age().is_none(), gaps()), (missed == 1, before + missed));
+    }
+    // Another origin, alone on its store.
+    say(members(5, 2));
+    say(start(9, false));
+    say(echo());
+    assert_eq!(world.tier.feed_age(), Some(Duration::ZERO));
 }
