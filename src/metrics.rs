@@ -3,6 +3,7 @@
 //! Each part of the server asks once for its own handles ([`Metrics::door`], [`Metrics::tier`], [`Metrics::origin`]) and then only adds
 //! to them: nothing is looked up by name while a request is served. This module names nothing else of ours; who counts converts into its enums.
 
+mod fleet;
 mod sharded;
 
 use std::{
@@ -19,6 +20,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Metric, Registry},
 };
+
+pub use self::fleet::{FleetMetrics, MemberMetrics};
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,6 +202,7 @@ pub struct Metrics {
     feed_followers: Family<TierLabels, Gauge>,
     feed_items: Family<TierLabels, Counter>,
     feed_gaps: Family<TierLabels, Counter>,
+    fleet: fleet::Families,
     origin: OriginMetrics,
 }
 
@@ -257,6 +261,7 @@ impl Default for Metrics {
             feed_followers: add(to, "feed_followers", "Tiers that follow this one's feed", Family::default()),
             feed_items: add(to, "feed_items", "Items told to followers", Family::default()),
             feed_gaps: add(to, "feed_gaps", "Gaps told to followers", Family::default()),
+            fleet: fleet::Families::register(to),
             origin: OriginMetrics::register(to),
             registry,
         }
@@ -319,6 +324,11 @@ impl Metrics {
             items: self.feed_items.get_or_create_owned(&labels),
             gaps: self.feed_gaps.get_or_create_owned(&labels),
         }
+    }
+
+    /// The handles of the origins that one tier asks, where they are several.
+    pub fn fleet(&self, tier: &str) -> FleetMetrics {
+        self.fleet.of(tier)
     }
 
     /// The handles of the origin; a process has one at most.

@@ -235,6 +235,7 @@ fn every_metric_is_documented_and_no_other() {
     metrics.door(kvasar::metrics::Door::Rest, "test");
     metrics.tier("test");
     metrics.feed("test");
+    metrics.fleet("test").member("test");
     let counted: BTreeSet<String> = metrics
         .render()
         .lines()

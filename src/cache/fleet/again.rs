@@ -1,0 +1,118 @@
+//! A change that may have to be handed in more than once.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+
+use crate::{
+    error::Result,
+    kv::{Change, Expires, Value, ValueStream},
+};
+
+pub(super) enum Again {
+    Delete,
+    Put { value: Repeatable, metadata: Option<Bytes>, expires: Expires },
+}
+
+pub(super) enum Repeatable {
+    Whole(Bytes),
+    Parts(Arc<[Bytes]>),
+    /// Once something has been taken of it, it can't be had from the beginning any more.
+    Stream {
+        length: Option<u64>,
+        chunks: Arc<Mutex<BoxStream<'static, Result<Bytes>>>>,
+        taken: Arc<AtomicBool>,
+    },
+}
+
+impl Again {
+    pub(super) fn new(change: Change) -> Again {
+        let Change::Put { value, metadata, expires } = change else { return Again::Delete };
+        let value = match value {
+            Value::Whole(bytes) => Repeatable::Whole(bytes),
+            Value::Parts(parts) => Repeatable::Parts(parts),
+            Value::Stream(ValueStream { length, chunks }) => {
+                Repeatable::Stream { length, chunks: Arc::new(Mutex::new(chunks)), taken: Arc::default() }
+            }
+        };
+        Again::Put { value, metadata, expires }
+    }
+
+    /// Whether the bytes come from somebody who is still sending them: then they take as long as they take.
+    pub(super) fn is_arriving(&self) -> bool {
+        matches!(self, Again::Put { value: Repeatable::Stream { .. }, .. })
+    }
+
+    /// The change once more; `None` if that is not possible any more.
+    pub(super) fn change(&self) -> Option<Change> {
+        let Again::Put { value, metadata, expires } = self else { return Some(Change::Delete) };
+        let value = match value {
+            Repeatable::Whole(bytes) => Value::Whole(bytes.clone()),
+            Repeatable::Parts(parts) => Value::Parts(Arc::clone(parts)),
+            Repeatable::Stream { taken, .. } if taken.load(Ordering::Acquire) => return None,
+            Repeatable::Stream { length, chunks, taken } => {
+                let (chunks, taken) = (Arc::clone(chunks), Arc::clone(taken));
+                let chunks = stream::poll_fn(move |cx| {
+                    let polled = chunks.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx);
+                    if polled.is_ready() {
+                        taken.store(true, Ordering::Release);
+                    }
+                    polled
+                });
+                Value::Stream(ValueStream { length: *length, chunks: chunks.boxed() })
+            }
+        };
+        Some(Change::Put { value, metadata: metadata.clone(), expires: *expires })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn put(value: Value) -> Again {
+        Again::new(Change::Put { value, metadata: Some("{}".into()), expires: Expires::At(7) })
+    }
+
+    async fn value(again: &Again) -> Option<Bytes> {
+        let Change::Put { value, metadata, expires } = again.change()? else { panic!("it is a put") };
+        assert_eq!((metadata.as_deref(), expires), (Some(&b"{}"[..]), Expires::At(7)));
+        Some(value.collect(100).await.expect("it is all there"))
+    }
+
+    #[tokio::test]
+    async fn what_is_here_can_be_handed_in_again_and_again() {
+        assert!(matches!(Again::new(Change::Delete).change(), Some(Change::Delete)));
+        let parts: Arc<[Bytes]> = ["ab".into(), "c".into()].into();
+        for again in [put(Value::Whole("abc".into())), put(Value::Parts(parts))] {
+            for _ in 0..3 {
+                assert_eq!(value(&again).await.as_deref(), Some(&b"abc"[..]));
+            }
+            assert!(!again.is_arriving());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_arrives_can_be_handed_in_again_until_something_was_taken_of_it() {
+        let (sender, mut arriving) = tokio::sync::mpsc::channel(4);
+        let chunks = stream::poll_fn(move |cx| arriving.poll_recv(cx)).boxed();
+        let again = put(Value::Stream(ValueStream { length: Some(3), chunks }));
+        assert!(again.is_arriving());
+        // Given up before anything came.
+        assert!(value(&again).now_or_never().is_none());
+        sender.send(Ok(Bytes::from_static(b"ab"))).await.expect("there is room");
+        sender.send(Ok(Bytes::from_static(b"c"))).await.expect("there is room");
+        drop(sender);
+        assert_eq!(value(&again).await.as_deref(), Some(&b"abc"[..]));
+        assert!(again.change().is_none());
+    }
+}
