@@ -33,6 +33,7 @@ use crate::{
         threads::Threads,
     },
     cache::{
+        fleet::{Dial, Fleet, FleetSettings},
         remote::{Remote, RemoteSettings},
         tier::{Tier, TierSettings},
     },
@@ -269,9 +270,10 @@ impl Parts<'_> {
         Ok(())
     }
 
-    /// What a tier asks: a part of this process, or a server elsewhere.
+    /// What a tier asks: a part of this process, a server elsewhere, or several origins.
     fn upstream(&self, settings: &config::Tier) -> Result<(Arc<dyn Backend>, String)> {
         let (name, address) = match &settings.upstream {
+            Upstream::Origins(addresses) => return self.fleet(settings, addresses),
             Upstream::Remote(address) => (address.clone(), Some(address.clone())),
             Upstream::Origin => (ORIGIN.to_owned(), self.running.origin_listen.map(|listen| listen.to_string())),
             Upstream::Tier(name) => {
@@ -287,19 +289,56 @@ impl Parts<'_> {
         let address = address.ok_or_else(|| {
             Error::bad_request(format!("tier {} asks {name} over a socket, but {name} does not listen", settings.name))
         })?;
+        Ok((Arc::new(self.remote(settings, &address)?), address))
+    }
+
+    fn remote(&self, settings: &config::Tier, address: &str) -> Result<Remote> {
+        Remote::new(
+            self.remote_settings(settings, address)?,
+            Arc::clone(&self.clock),
+            self.metrics.tier(&settings.name),
+        )
+    }
+
+    fn remote_settings(&self, settings: &config::Tier, address: &str) -> Result<RemoteSettings> {
         let secret = self.config.cluster_secret.as_ref().ok_or_else(|| {
             Error::bad_request(format!("tier {} asks {address}, for which [cluster] needs a secret", settings.name))
         })?;
-        let remote_settings = RemoteSettings {
-            address: address.clone(),
+        Ok(RemoteSettings {
+            address: address.to_owned(),
             secret: secret.reveal().to_owned(),
             deadline: settings.upstream_deadline,
             concurrency: settings.upstream_concurrency,
             delay: settings.delay,
+        })
+    }
+
+    /// Several origins, over a connection each, and those that they list.
+    fn fleet(&self, settings: &config::Tier, addresses: &[String]) -> Result<(Arc<dyn Backend>, String)> {
+        let of_first = self.remote_settings(settings, &addresses[0])?;
+        let (clock, metrics) = (Arc::clone(&self.clock), self.metrics.tier(&settings.name));
+        let remote = move |address: &str| {
+            let settings = RemoteSettings { address: address.to_owned(), ..of_first.clone() };
+            Remote::new(settings, Arc::clone(&clock), Arc::clone(&metrics))
         };
-        let metrics = self.metrics.tier(&settings.name);
-        let remote = Remote::new(remote_settings, Arc::clone(&self.clock), metrics)?;
-        Ok((Arc::new(remote), address))
+        remote(&addresses[0])?;
+        let dial: Dial = Arc::new(move |address| {
+            Arc::new(
+                remote(address).expect("what differs from the first one is the address alone, which may be any text"),
+            )
+        });
+        let fleet_settings = FleetSettings {
+            name: settings.name.clone(),
+            deadline: settings.upstream_deadline + settings.delay * 4,
+            feed_interval: settings.feed_interval,
+            feed: FeedSettings::default(),
+        };
+        let metrics = self.metrics.fleet(&settings.name);
+        let fleet = Fleet::new(dial, addresses.to_vec(), Arc::clone(&self.clock), fleet_settings, metrics);
+        self.running.context.tasks.spawn(fleet.clone().run(self.running.context.shutdown.clone()));
+        let watched = fleet.clone();
+        self.each_second(move || watched.measure());
+        Ok((Arc::new(fleet), settings.upstream.to_string()))
     }
 
     async fn rest(&mut self, settings: &config::Rest) -> Result<()> {

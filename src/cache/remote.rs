@@ -50,6 +50,7 @@ pub struct Remote {
     metrics: Arc<TierMetrics>,
 }
 
+#[derive(Clone)]
 pub struct RemoteSettings {
     /// `host:port`.
     pub address: String,

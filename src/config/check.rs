@@ -28,7 +28,7 @@ pub(super) fn in_order(config: PlacedConfig) -> Config {
     while !waiting.is_empty() {
         let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|tier| match &tier.upstream {
             Upstream::Tier(name) => tiers.iter().any(|done| done.name == *name),
-            Upstream::Origin | Upstream::Remote(_) => true,
+            Upstream::Origin | Upstream::Remote(_) | Upstream::Origins(_) => true,
         });
         assert!(!ready.is_empty(), "a checked file has no circle of tiers");
         tiers.extend(ready);
@@ -107,7 +107,7 @@ fn upstreams(config: &PlacedConfig, problems: &mut Problems) {
                 }
                 Some(_) => {}
             },
-            Upstream::Origin | Upstream::Remote(_) => {}
+            Upstream::Origin | Upstream::Remote(_) | Upstream::Origins(_) => {}
         }
         emulated_distance(config, tier, problems);
     }
@@ -122,6 +122,7 @@ fn emulated_distance(config: &PlacedConfig, tier: &Placed<Tier>, problems: &mut 
         Upstream::Origin => ("the [origin]", config.origin.as_ref().is_none_or(|origin| origin.value.listen.is_some())),
         Upstream::Tier(name) => (name.as_str(), find(config, name).is_none_or(|above| above.value.listen.is_some())),
         Upstream::Remote(address) => (address.as_str(), true),
+        Upstream::Origins(_) => ("the origins", true),
     };
     if !listens {
         let what = format!("a 'delay' needs a connection, and {whom} does not listen");
@@ -138,7 +139,7 @@ fn goes_round(config: &PlacedConfig, from: &Placed<Tier>) -> bool {
                 Some(above) => at = above,
                 None => return false,
             },
-            Upstream::Origin | Upstream::Remote(_) => return false,
+            Upstream::Origin | Upstream::Remote(_) | Upstream::Origins(_) => return false,
         }
     }
     at.value.name == from.value.name
@@ -250,8 +251,9 @@ fn secret(config: &PlacedConfig, problems: &mut Problems) {
     }
     for tier in &config.tiers {
         let name = &tier.value.name;
-        if let Upstream::Remote(address) = &tier.value.upstream {
-            let what = format!("{address} will not answer '{name}' without a [cluster] secret");
+        let elsewhere = matches!(tier.value.upstream, Upstream::Remote(_) | Upstream::Origins(_));
+        if elsewhere {
+            let what = format!("{} will not answer '{name}' without a [cluster] secret", tier.value.upstream);
             problems.add(tier.line("upstream"), what, instead);
         }
         if tier.value.role != Role::Edge && tier.value.listen.is_some() {

@@ -136,6 +136,8 @@ pub enum Upstream {
     Tier(String),
     /// `host:port` of a tier or an origin elsewhere.
     Remote(String),
+    /// Several origins on one store, by address. Any of them may be missing, and others join: whom they list is followed and asked, too.
+    Origins(Vec<String>),
 }
 
 #[derive(Clone, Debug)]
@@ -310,6 +312,7 @@ impl fmt::Display for Upstream {
             Upstream::Origin => f.write_str("the origin"),
             Upstream::Tier(name) => f.write_str(name),
             Upstream::Remote(address) => f.write_str(address),
+            Upstream::Origins(addresses) => f.write_str(&addresses.join(" and ")),
         }
     }
 }

@@ -85,6 +85,8 @@ pub(super) const SECOND: u64 = 1000;
 pub(super) const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const TIB: u64 = MIB * MIB;
+/// Origins that a tier is told of; those that it isn't, it finds.
+const ORIGINS_MAX: usize = 32;
 
 fn server(mut section: Section<'_, '_>) -> Placed<Server> {
     let default = Server::default();
@@ -173,8 +175,12 @@ fn tier(mut section: Section<'_, '_>) -> Placed<Tier> {
     };
     let role = section.needed("role", "\"central\", \"regional\" or \"edge\"", role).unwrap_or(Role::Edge);
     let name = section.needed("name", "\"ams\"", tier_name).unwrap_or_default();
-    let upstream =
-        section.needed("upstream", "\"origin\", the name of a tier in this file, or \"host:port\"", upstream);
+    let upstream = section.needed_or_list(
+        "upstream",
+        "\"origin\", the name of a tier in this file, \"host:port\", or a list of those where several origins share a store",
+        upstream,
+        origins,
+    );
     let default = Tier::new(role, name, upstream.unwrap_or(Upstream::Origin));
     let tier = Tier {
         listen: section.text("listen", "\"127.0.0.1:7711\"", units::address),
@@ -205,6 +211,22 @@ fn upstream(text: &str) -> Result<Upstream, String> {
         text if text.contains(':') => Err(format!("'{}' is not host:port", text.escape_debug())),
         text => name(text).map(Upstream::Tier),
     }
+}
+
+/// The addresses of several origins on one store.
+fn origins(texts: Vec<&str>) -> Result<Upstream, String> {
+    if !(1..=ORIGINS_MAX).contains(&texts.len()) {
+        return Err(format!("it holds {} addresses, and may have 1 to {ORIGINS_MAX}", texts.len()));
+    }
+    for (index, text) in texts.iter().enumerate() {
+        if !units::host_and_port(text) {
+            return Err(format!("'{}' is not host:port", text.escape_debug()));
+        }
+        if texts[..index].contains(text) {
+            return Err(format!("it holds '{text}' twice"));
+        }
+    }
+    Ok(Upstream::Origins(texts.into_iter().map(str::to_owned).collect()))
 }
 
 fn rest(mut section: Section<'_, '_>) -> Placed<Rest> {

@@ -158,6 +158,35 @@ impl<'f, 'i> Section<'f, 'i> {
         self.text(field, example, parse)
     }
 
+    /// A text that has to be there, or in its place a list of texts, which `several` accepts.
+    pub(super) fn needed_or_list<T>(
+        &mut self,
+        field: &'static str,
+        example: &str,
+        one: impl FnOnce(&str) -> Result<T, String>,
+        several: impl FnOnce(Vec<&str>) -> Result<T, String>,
+    ) -> Option<T> {
+        let Some((_, value)) = self.take(field) else {
+            self.lacks(&format!("'{field}'"), &format!("{field} = {example}"));
+            return None;
+        };
+        let parsed = match &value {
+            DeValue::String(text) => one(text),
+            DeValue::Array(items) => {
+                let texts: Result<Vec<&str>, String> = items
+                    .iter()
+                    .map(|item| match item.get_ref() {
+                        DeValue::String(text) => Ok(text.as_ref()),
+                        other => Err(format!("it holds {}, and has to hold texts", type_name(other))),
+                    })
+                    .collect();
+                texts.and_then(several)
+            }
+            other => Err(format!("it is {}, and has to be a text or a list of them", type_name(other))),
+        };
+        parsed.map_err(|what| self.refuse(field, what, format!("{field} = {example}"))).ok()
+    }
+
     /// A list of texts, at least one of them, that has to be there.
     pub(super) fn needed_texts(
         &mut self,

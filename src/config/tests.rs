@@ -214,6 +214,37 @@ fn a_chain_of_tiers_has_an_end() {
 }
 
 #[test]
+fn several_origins_on_one_store_are_one_upstream() {
+    let text = |upstream: &str, rest: &str| {
+        format!("[[tier]]\nrole = \"central\"\nname = \"c\"\nlisten = \"127.0.0.1:0\"\nupstream = {upstream}\n{rest}")
+    };
+    let cluster = "[cluster]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
+    let config = parse(&text("[\"10.0.0.1:7701\", \"origin-2:7701\"]", cluster)).expect("the file is good");
+    let expected = Upstream::Origins(vec!["10.0.0.1:7701".into(), "origin-2:7701".into()]);
+    assert_eq!(config.tiers[0].upstream, expected);
+    assert!(config.summary().contains("asks 10.0.0.1:7701 and origin-2:7701"), "{}", config.summary());
+    let refused = |upstream: &str, what: &str| {
+        let instead = "upstream = \"origin\", the name of a tier in this file, \"host:port\", or a list of those where several \
+                       origins share a store";
+        check(&text(upstream, cluster), &[&format!("5: [[tier]] upstream: {what} => {instead}")]);
+    };
+    refused("[]", "it holds 0 addresses, and may have 1 to 32");
+    refused("[\"origin\"]", "'origin' is not host:port");
+    refused("[\"a:1\", \"b:1\", \"a:1\"]", "it holds 'a:1' twice");
+    refused("[\"a:1\", 2]", "it holds a whole number, and has to hold texts");
+    refused("7", "it is a whole number, and has to be a text or a list of them");
+    check(
+        &text("[\"a:1\", \"b:1\"]", ""),
+        &[
+            "4: tiers elsewhere can't ask 'c' without a [cluster] secret => [cluster] with secret_file = \"cluster.secret\", \
+             the same secret on each of our own servers",
+            "5: a:1 and b:1 will not answer 'c' without a [cluster] secret => [cluster] with secret_file = \"cluster.secret\", \
+             the same secret on each of our own servers",
+        ],
+    );
+}
+
+#[test]
 fn two_listeners_need_two_ports_unless_the_system_gives_them_out() {
     let tiers = |first: &str, second: &str| {
         format!(
