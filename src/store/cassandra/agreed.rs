@@ -2,9 +2,14 @@
 //!
 //! **Invariant:** these rows are changed in no other way: a plain write beside a lightweight transaction may silently undo it.
 //!
-//! Each change carries an operation id, so that one whose outcome was unknown can be tried again: a refusal by one's own id is success.
+//! Each change carries an operation id, and those of the changes before it, so that one whose outcome was unknown can be tried again: a refusal by a record that
+//! names it is success, also when others have changed it since.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use scylla::{policies::retry::FallthroughRetryPolicy, statement::prepared::PreparedStatement};
@@ -23,7 +28,15 @@ const TRY_DEADLINE: Duration = Duration::from_millis(2500);
 /// Between tries, so that contenders get out of each other's way; doubled each time.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How many of a record's last changes it names.
+const OPERATIONS_MAX: usize = 16;
+/// Of how many records the last changes are remembered, to be named by the next one.
+const REMEMBERED_MAX: usize = 1000;
+
 pub(super) const TABLE: &str = "control";
+
+/// Names one change.
+type Operation = [u8; 16];
 
 pub(super) struct Control {
     link: Arc<Link>,
@@ -31,9 +44,21 @@ pub(super) struct Control {
     read_settled: PreparedStatement,
     insert: PreparedStatement,
     update: PreparedStatement,
+    /// As they were last seen here.
+    seen: Mutex<HashMap<String, Seen>>,
 }
 
-type Record = (Agreed, Option<Bytes>);
+#[derive(Clone)]
+struct Seen {
+    revision: u64,
+    operations: Vec<Operation>,
+}
+
+struct Record {
+    agreed: Agreed,
+    /// The changes that led to it, the last one first.
+    operations: Vec<Operation>,
+}
 
 impl Control {
     pub(super) async fn prepare(link: Arc<Link>) -> Result<Control> {
@@ -55,25 +80,32 @@ impl Control {
         let mut read_settled = link.prepare(&select).await?;
         read_settled.set_is_idempotent(true);
         let (insert, update) = (prepare(insert).await?, prepare(update).await?);
-        Ok(Control { link: Arc::clone(link), read, read_settled, insert, update })
+        Ok(Control { link: Arc::clone(link), read, read_settled, insert, update, seen: Mutex::default() })
     }
 
     pub(super) async fn read(&self, name: &str) -> Result<Agreed> {
-        Ok(self.record(name).await?.0)
+        Ok(self.record(name).await?.agreed)
     }
 
     /// Without a transaction, at a quarter of the cost: what was changed before, but perhaps not what is being changed. For records that change once.
     pub(super) async fn read_settled(&self, name: &str) -> Result<Agreed> {
-        Ok(self.record_once(&self.read_settled, name).await?.0)
+        Ok(self.record_once(&self.read_settled, name).await?.agreed)
     }
 
     /// Changes the record, if it still has this revision.
     pub(super) async fn replace(&self, name: &str, revision: u64, value: &Bytes) -> Result<Replaced> {
-        let operation: [u8; 16] = clock::random_bytes(&*self.link.clock);
+        let Some(before) = self.operations_at(name, revision).await? else {
+            return Ok(Replaced::Overtaken(self.record(name).await?.agreed));
+        };
+        let operation: Operation = clock::random_bytes(&*self.link.clock);
+        let operations: Vec<Operation> = [operation].into_iter().chain(before).take(OPERATIONS_MAX).collect();
         let mut tried = 0;
         loop {
-            let failed = match self.try_once(name, revision, value, &operation).await {
-                Ok(true) => return Ok(Replaced::Done),
+            let failed = match self.try_once(name, revision, value, &operations).await {
+                Ok(true) => {
+                    self.remember(name, Seen { revision: revision + 1, operations });
+                    return Ok(Replaced::Done);
+                }
                 Ok(false) => return self.refused(name, revision, &operation, tried > 0).await,
                 Err(error) => error,
             };
@@ -85,12 +117,45 @@ impl Control {
         }
     }
 
-    async fn try_once(&self, name: &str, revision: u64, value: &Bytes, operation: &[u8; 16]) -> Result<bool> {
+    /// The changes that led to a revision; `None` if the record has another one.
+    async fn operations_at(&self, name: &str, revision: u64) -> Result<Option<Vec<Operation>>> {
+        if revision == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let seen = self.seen.lock().expect("no holder of this lock can panic").get(name).cloned();
+        if let Some(seen) = seen.filter(|seen| seen.revision == revision) {
+            return Ok(Some(seen.operations));
+        }
+        let record = self.record(name).await?;
+        Ok((record.agreed.revision == revision).then_some(record.operations))
+    }
+
+    fn remember(&self, name: &str, now: Seen) {
+        let mut seen = self.seen.lock().expect("no holder of this lock can panic");
+        if seen.len() >= REMEMBERED_MAX {
+            seen.clear();
+        }
+        match seen.get_mut(name) {
+            Some(seen) if seen.revision > now.revision => {}
+            Some(seen) => *seen = now,
+            None => _ = seen.insert(name.to_owned(), now),
+        }
+    }
+
+    /// Whether this try took effect.
+    pub(super) async fn try_once(
+        &self,
+        name: &str,
+        revision: u64,
+        value: &Bytes,
+        operations: &[Operation],
+    ) -> Result<bool> {
         let doing = || format!("changing what is agreed on as '{name}', from revision {revision},");
         let (old, new) = (i64_of(revision)?, i64_of(revision + 1)?);
+        let operations = operations.concat();
         let result = match revision {
-            0 => self.link.execute(&self.insert, (name, new, &value[..], &operation[..])).await,
-            _ => self.link.execute(&self.update, (new, &value[..], &operation[..], name, old)).await,
+            0 => self.link.execute(&self.insert, (name, new, &value[..], operations)).await,
+            _ => self.link.execute(&self.update, (new, &value[..], operations, name, old)).await,
         };
         let result = result.map_err(|e| e.while_doing(doing()))?;
         let rows = result.into_rows_result().map_err(|e| unexpected(doing(), e))?;
@@ -103,15 +168,22 @@ impl Control {
     }
 
     /// What a refusal means, after an earlier try of the same change whose outcome is unknown, or without one.
-    async fn refused(&self, name: &str, revision: u64, operation: &[u8; 16], tried_before: bool) -> Result<Replaced> {
-        let (agreed, by) = self.record(name).await?;
-        if by.as_deref() == Some(&operation[..]) {
+    pub(super) async fn refused(
+        &self,
+        name: &str,
+        revision: u64,
+        operation: &Operation,
+        tried_before: bool,
+    ) -> Result<Replaced> {
+        let Record { agreed, operations } = self.record(name).await?;
+        if operations.contains(operation) {
             return Ok(Replaced::Done);
         }
-        // The next revision has one author; of those before the last one nobody knows any more.
-        if tried_before && agreed.revision > revision + 1 {
+        // What is so far back that nobody knows its author any more may have been ours.
+        if tried_before && agreed.revision - agreed.revision.min(revision) > operations.len() as u64 {
             return Err(Error::unavailable(format!(
-                "changing what is agreed on as '{name}', from revision {revision}, in Cassandra: it may have been changed, and has been since"
+                "changing what is agreed on as '{name}', from revision {revision}, in Cassandra: it may have been changed, and has been {} times since",
+                agreed.revision - revision - 1
             )));
         }
         Ok(Replaced::Overtaken(agreed))
@@ -133,9 +205,17 @@ impl Control {
         let result = self.link.execute(statement, (name,)).await.map_err(|e| e.while_doing(doing()))?;
         let rows = result.into_rows_result().map_err(|e| unexpected(doing(), e))?;
         let row = rows.maybe_first_row::<(i64, Option<Bytes>, Option<Bytes>)>().map_err(|e| unexpected(doing(), e))?;
-        let Some((revision, value, operation)) = row else { return Ok((Agreed::default(), None)) };
+        let Some((revision, value, operations)) = row else {
+            return Ok(Record { agreed: Agreed::default(), operations: Vec::new() });
+        };
         let revision = u64::try_from(revision).map_err(|e| unexpected(doing(), e))?;
-        Ok((Agreed { revision, value: value.unwrap_or_default() }, operation))
+        let operations = operations.unwrap_or_default();
+        let (operations, []) = operations.as_chunks() else {
+            return Err(unexpected(doing(), "the names of its changes are cut off"));
+        };
+        let operations = operations.to_vec();
+        self.remember(name, Seen { revision, operations: operations.clone() });
+        Ok(Record { agreed: Agreed { revision, value: value.unwrap_or_default() }, operations })
     }
 
     async fn pause(&self, tried: u32) {

@@ -164,6 +164,32 @@ async fn many_who_start_at_once_make_one_schema() {
     session.query_unpaged(format!("DROP KEYSPACE {keyspace}"), ()).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a ring: tests/ring"]
+async fn a_change_whose_outcome_was_unknown_is_known_by_the_record() {
+    let world = world().await;
+    let (control, name) = (&world.store.control, format!("test/{:x}", world.clock.random()));
+    let (ours, never) = ([7; 16], [8; 16]);
+    let overtaken = |revision, value: &'static str| Replaced::Overtaken(Agreed { revision, value: value.into() });
+    assert!(control.try_once(&name, 0, &Bytes::from("ours"), &[ours]).await.unwrap());
+    assert!(!control.try_once(&name, 0, &Bytes::from("ours"), &[ours]).await.unwrap(), "it has taken effect already");
+    assert_eq!(control.refused(&name, 0, &ours, true).await.unwrap(), Replaced::Done);
+    assert_eq!(control.refused(&name, 0, &never, true).await.unwrap(), overtaken(1, "ours"));
+    for revision in 1..16 {
+        assert_eq!(control.replace(&name, revision, &Bytes::from("theirs")).await.unwrap(), Replaced::Done);
+        assert_eq!(control.refused(&name, 0, &ours, true).await.unwrap(), Replaced::Done);
+        assert_eq!(control.refused(&name, 0, &never, true).await.unwrap(), overtaken(revision + 1, "theirs"));
+    }
+    assert_eq!(control.replace(&name, 16, &Bytes::from("theirs")).await.unwrap(), Replaced::Done);
+    let error = control.refused(&name, 0, &ours, true).await.expect_err("nobody knows any more");
+    assert!(
+        error.kind == Kind::Unavailable
+            && error.message.ends_with("may have been changed, and has been 16 times since"),
+        "{error}"
+    );
+    assert_eq!(control.refused(&name, 0, &never, false).await.unwrap(), overtaken(17, "theirs"));
+}
+
 /// Beside the ring's nodes: what it made for who has a certificate.
 fn tls() -> PathBuf {
     let folder = std::env::var_os("KVASAR_TEST_CASSANDRA_TLS")
