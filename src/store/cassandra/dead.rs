@@ -37,6 +37,8 @@ const DEAD_PER_STRETCH_MIN: u64 = 4;
 const STRETCHES_PER_WRITE: usize = 100;
 /// Partitions that are seen to at a time.
 const AT_ONCE: usize = 2;
+/// Of the reads that were refused or took too long, so many are made anew at a time.
+const SLOW_READS: usize = 4;
 /// Reads that a refused one is made of at most.
 const PIECES_MAX: usize = 4096;
 /// What is refused is cut into so many pieces. What keys have in common is most of the way to where the dead rows are, and each step of it costs one more
@@ -51,6 +53,8 @@ pub(super) struct Dead {
     /// Where reads of a partition were cut, and when that was first necessary.
     cuts: Mutex<HashMap<Partition, Cuts>>,
     working: Arc<Semaphore>,
+    /// For reads that the database has to go over much for.
+    slowly: Semaphore,
 }
 
 struct Cuts {
@@ -66,7 +70,12 @@ pub(super) struct Found {
 
 impl Default for Dead {
     fn default() -> Dead {
-        Dead { seen: Mutex::default(), cuts: Mutex::default(), working: Arc::new(Semaphore::new(AT_ONCE)) }
+        Dead {
+            seen: Mutex::default(),
+            cuts: Mutex::default(),
+            working: Arc::new(Semaphore::new(AT_ONCE)),
+            slowly: Semaphore::new(SLOW_READS),
+        }
     }
 }
 
@@ -88,7 +97,10 @@ impl Dead {
                 self.tidy_later(database, partition, &stretch, &read, whole);
                 Ok(Found { rows: read.rows, whole })
             }
-            Err(ReadError::TooManyDead(_)) => self.read_in_pieces(database, partition, stretch, limit).await,
+            // One after the other, what is too much at once is done.
+            Err(ReadError::TooManyDead(_) | ReadError::TooSlow(_)) => {
+                self.read_in_pieces(database, partition, stretch, limit).await
+            }
             Err(ReadError::Other(error)) => Err(error),
         }
     }
@@ -109,7 +121,10 @@ impl Dead {
         for at in 0..PIECES_MAX {
             let Some(piece) = pieces.pop() else { return Ok(Found { rows, whole: true }) };
             let wanted = limit - rows.len();
-            match database.read(partition, &piece, wanted, Asking::InPieces).await {
+            let permit = self.slowly.acquire().await.expect("the semaphore is never closed");
+            let read = database.read(partition, &piece, wanted, Asking::Patiently).await;
+            drop(permit);
+            match read {
                 Ok(mut read) => {
                     let whole = read.rows.len() < wanted;
                     // Pieces of nothing need not be apart next time, but dead rows that were too few to be told of add up.
@@ -122,7 +137,7 @@ impl Dead {
                         return Ok(Found { rows, whole: false });
                     }
                 }
-                Err(ReadError::Other(error)) => return Err(error),
+                Err(ReadError::Other(error) | ReadError::TooSlow(error)) => return Err(error),
                 Err(ReadError::TooManyDead(error)) => {
                     if clock.now().since(began) > PIECES_DEADLINE {
                         return Err(error);

@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 
 /// After which a node that has not answered is not waited for alone.
 const SPECULATION_AFTER: Duration = Duration::from_millis(300);
+/// The same for scans: what takes them long is mostly work, which a second node would have to do as well.
+pub(super) const SCAN_SPECULATION_AFTER: Duration = Duration::from_secs(1);
 /// Nodes asked beside the first one.
 const SPECULATIONS: usize = 2;
 /// A connection is asked whether it lives, and given up when it has not answered. Less than a second would give up all of them when a machine is busy.
@@ -60,6 +62,11 @@ fn with_port(node: &str) -> String {
 }
 
 fn profile(settings: &CassandraSettings) -> ExecutionProfile {
+    asking_again_after(settings, Some(SPECULATION_AFTER))
+}
+
+/// How statements are executed, where a node that has not answered by then is not waited for alone; with `None` it is.
+pub(super) fn asking_again_after(settings: &CassandraSettings, after: Option<Duration>) -> ExecutionProfile {
     let mut balancing = DefaultPolicy::builder().token_aware(true);
     if let Some(data_center) = &settings.data_center {
         // Nodes elsewhere would take their own quorum for the local one.
@@ -68,20 +75,15 @@ fn profile(settings: &CassandraSettings) -> ExecutionProfile {
             .permit_dc_failover(settings.consistency != Consistency::LocalQuorum);
     }
     let speculation =
-        SimpleSpeculativeExecutionPolicy { max_retry_count: SPECULATIONS, retry_interval: SPECULATION_AFTER };
+        |retry_interval| SimpleSpeculativeExecutionPolicy { max_retry_count: SPECULATIONS, retry_interval };
     ExecutionProfile::builder()
         .consistency(settings.consistency.plain())
         .serial_consistency(Some(settings.consistency.serial()))
         .request_timeout(Some(settings.deadline))
         .retry_policy(Arc::new(Retries))
-        .speculative_execution_policy(Some(Arc::new(speculation)))
+        .speculative_execution_policy(after.map(|after| Arc::new(speculation(after)) as _))
         .load_balancing_policy(balancing.build())
         .build()
-}
-
-/// The same, but for asking one node after the other.
-pub(super) fn patient(settings: &CassandraSettings) -> ExecutionProfile {
-    profile(settings).to_builder().speculative_execution_policy(None).build()
 }
 
 /// The driver's own policy, and once more on another node after a time-out: our statements may be repeated.

@@ -40,6 +40,7 @@ pub(super) struct Link {
     pub(super) session: Session,
     pub(super) settings: CassandraSettings,
     pub(super) clock: Arc<dyn Clock>,
+    scanning: ExecutionProfileHandle,
     patient: ExecutionProfileHandle,
     permits: Semaphore,
 }
@@ -93,8 +94,8 @@ pub(super) struct Stretch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asking {
     Usually,
-    /// No second node is asked before the first has answered: a refusal is an answer, too, and the driver would wait for a better one.
-    InPieces,
+    /// No second node is asked before the first has answered: it would only be one more that is busy, and a refusal is an answer, too.
+    Patiently,
     /// All copies have to be there.
     All,
 }
@@ -110,21 +111,24 @@ pub(super) struct Rows {
 pub(super) enum ReadError {
     /// There are so many dead rows in it that no node reads on.
     TooManyDead(Error),
+    /// Nodes took too long, as they do when they go over many dead rows while they have much else to do.
+    TooSlow(Error),
     Other(Error),
 }
 
 impl ReadError {
     pub(super) fn into_error(self) -> Error {
         match self {
-            ReadError::TooManyDead(error) | ReadError::Other(error) => error,
+            ReadError::TooManyDead(error) | ReadError::TooSlow(error) | ReadError::Other(error) => error,
         }
     }
 }
 
 impl Link {
     pub(super) fn new(session: Session, settings: CassandraSettings, clock: Arc<dyn Clock>) -> Link {
-        let patient = session::patient(&settings).into_handle();
-        Link { session, settings, clock, patient, permits: Semaphore::new(IN_FLIGHT_MAX) }
+        let scanning = session::asking_again_after(&settings, Some(session::SCAN_SPECULATION_AFTER)).into_handle();
+        let patient = session::asking_again_after(&settings, None).into_handle();
+        Link { session, settings, clock, scanning, patient, permits: Semaphore::new(IN_FLIGHT_MAX) }
     }
 
     pub(super) async fn prepare(&self, text: &str) -> Result<PreparedStatement> {
@@ -194,8 +198,8 @@ impl Database {
         let at = |statement: &PreparedStatement| {
             let mut statement = statement.clone();
             match asking {
-                Asking::Usually => {}
-                Asking::InPieces => statement.set_execution_profile_handle(Some(self.link.patient.clone())),
+                Asking::Usually => statement.set_execution_profile_handle(Some(self.link.scanning.clone())),
+                Asking::Patiently => statement.set_execution_profile_handle(Some(self.link.patient.clone())),
                 Asking::All => statement.set_consistency(Consistency::All),
             }
             statement
@@ -205,11 +209,12 @@ impl Database {
             None => self.link.execute(&at(&statements.scan_from), (space, bucket, from, limit)).await,
         };
         let result = result.map_err(|e| {
-            if e.is_read_failure() {
-                ReadError::TooManyDead(e.while_doing(doing()))
-            } else {
-                ReadError::Other(e.while_doing(doing()))
-            }
+            let kind = match e.read_answer() {
+                Some(DbError::ReadFailure { .. }) => ReadError::TooManyDead,
+                Some(DbError::ReadTimeout { .. }) => ReadError::TooSlow,
+                _ => ReadError::Other,
+            };
+            kind(e.while_doing(doing()))
         })?;
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| ReadError::Other(unexpected(doing(), e));
         let result = result.into_rows_result().map_err(|e| failed(e.into()))?;
@@ -351,14 +356,14 @@ impl Failure {
         }
     }
 
-    /// What a node answers that reads over too many dead rows. The protocol has no word for why; no other reason can be told from it.
-    fn is_read_failure(&self) -> bool {
-        use RequestAttemptError::DbError as Answered;
+    /// What a node answered. Of why it did not read on the protocol says nothing; no other reason than dead rows is known.
+    fn read_answer(&self) -> Option<&DbError> {
         match self {
-            Failure::Failed(e) => {
-                matches!(**e, ExecutionError::LastAttemptError(Answered(DbError::ReadFailure { .. }, _)))
-            }
-            Failure::Crowded => false,
+            Failure::Failed(e) => match &**e {
+                ExecutionError::LastAttemptError(RequestAttemptError::DbError(answer, _)) => Some(answer),
+                _ => None,
+            },
+            Failure::Crowded => None,
         }
     }
 }

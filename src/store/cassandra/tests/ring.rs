@@ -62,7 +62,7 @@ impl World {
         let space = Bytes::copy_from_slice(&self.namespace);
         let partition = Partition { family: place::Family::Entry, space, bucket: 0 };
         let all = Stretch { from: Bytes::new(), to: None };
-        self.store.database.read(&partition, &all, 10_000, statements::Asking::InPieces).await
+        self.store.database.read(&partition, &all, 10_000, statements::Asking::Patiently).await
     }
 }
 
