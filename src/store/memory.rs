@@ -129,7 +129,7 @@ impl Store for MemoryStore {
             return Ok(Vec::new());
         }
         let prefix = from.get(..table.prefix_bytes()).filter(|_| self.clock.is_some());
-        let prefix_end = prefix.filter(|_| to.is_empty()).map(keys::after_prefix);
+        let prefix_end = prefix.map(keys::after_prefix).filter(|end| !end.is_empty() && (to.is_empty() || to > end));
         let to = prefix_end.as_deref().unwrap_or(to);
         let from = Bound::Included((table, Bytes::copy_from_slice(from)));
         let to = if to.is_empty() { Bound::Unbounded } else { Bound::Excluded((table, Bytes::copy_from_slice(to))) };
