@@ -19,9 +19,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-
 use super::{control::Namespaces, failure::Failure, versions::Time};
 use crate::{
     clock::{self, Clock, Moment},
@@ -33,12 +30,10 @@ use crate::{
     purge::feed::Feed,
     store::{
         Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
-        keys::{self, Intent},
+        keys::{self, Intent, Listed, Members},
     },
 };
 
-/// The name of the agreed record.
-const MEMBERS: &str = "members";
 /// How often an origin refreshes its lease; more often where the lease is short.
 const REFRESH: Duration = Duration::from_secs(1);
 /// The parts of a lease between its refreshments, and between the end of its holder's writing and the others' judgement.
@@ -55,62 +50,6 @@ const PAUSE_LAST: Duration = Duration::from_millis(500);
 const INTENT_SECONDS: u64 = 30 * 24 * 3600;
 /// Intents that are read at once: each may have some megabytes.
 const STEP_INTENTS: usize = 4;
-
-/// What the origins agree on.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Members {
-    members: Vec<Listed>,
-    /// How often an origin has joined.
-    starts: u64,
-    /// Above which a newcomer mints: no safe version that anybody has answered is higher.
-    floor: u64,
-    /// How often namespaces or tokens were decided about.
-    control: u64,
-    /// Who decides about them now.
-    deciding: Option<u64>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Listed {
-    epoch: u64,
-    id: u8,
-    address: String,
-    /// Counts its refreshments.
-    beat: u64,
-    safe: u64,
-    /// Below which its intents are carried out.
-    done: u64,
-}
-
-impl Members {
-    fn parse(agreed: &Agreed) -> Result<Members> {
-        if agreed.revision == 0 {
-            return Ok(Members::default());
-        }
-        serde_json::from_slice(&agreed.value)
-            .map_err(|e| Error::internal("reading the list of origins in the store").with_source(e))
-    }
-
-    fn of(&self, epoch: u64) -> Option<&Listed> {
-        self.members.iter().find(|member| member.epoch == epoch)
-    }
-
-    fn of_mut(&mut self, epoch: u64) -> Option<&mut Listed> {
-        self.members.iter_mut().find(|member| member.epoch == epoch)
-    }
-
-    fn remove(&mut self, epoch: u64) {
-        self.members.retain(|member| member.epoch != epoch);
-        if self.deciding == Some(epoch) {
-            self.deciding = None;
-        }
-    }
-
-    /// Above all that anybody on the list has published.
-    fn highest(&self) -> u64 {
-        self.members.iter().map(|member| member.safe).fold(self.floor, u64::max)
-    }
-}
 
 /// What an origin joins with, and learns when it has.
 pub(super) struct Joined {
@@ -571,14 +510,12 @@ async fn update(
 ) -> Result<(Agreed, Members)> {
     for attempt in 0..ATTEMPTS {
         if known.revision == 0 {
-            known = agreement.read(MEMBERS).await?;
+            known = agreement.read(Members::NAME).await?;
         }
         let mut members = Members::parse(&known)?;
         change(&mut members)?;
-        let value =
-            serde_json::to_vec(&members).map_err(|e| Error::internal("writing the list of origins").with_source(e))?;
-        let value = Bytes::from(value);
-        match agreement.replace(MEMBERS, known.revision, value.clone()).await? {
+        let value = members.encode()?;
+        match agreement.replace(Members::NAME, known.revision, value.clone()).await? {
             Replaced::Done => return Ok((Agreed { revision: known.revision + 1, value }, members)),
             Replaced::Overtaken(agreed) => known = agreed,
         }

@@ -347,7 +347,7 @@ impl Facts {
             return Err(Error::internal(format!("the last version in the store is {last}, which is none")));
         }
         let starts = number(meta::STARTS).await? + 1;
-        if starts >= values::STARTS_MAX {
+        if starts >= keys::STARTS_MAX {
             return Err(Error::internal(format!("the store has been started {starts} times, the most that it can")));
         }
         let mut batch = Batch::default();
@@ -369,12 +369,12 @@ impl Facts {
 
 /// The key that authenticates cursors, of all origins on a shared store.
 async fn agreed_secret(store: &dyn Store, clock: &dyn Clock) -> Result<[u8; 32]> {
-    const NAME: &str = "cursor-secret";
+    let name = keys::agreed::CURSOR_SECRET;
     let agreement = store.agreement().ok_or_else(|| Error::internal("this store is one origin's alone"))?;
-    let mut agreed = agreement.read(NAME).await?;
+    let mut agreed = agreement.read(name).await?;
     if agreed.revision == 0 {
         let secret = random_bytes::<32>(clock);
-        match agreement.replace(NAME, 0, secret.to_vec().into()).await? {
+        match agreement.replace(name, 0, secret.to_vec().into()).await? {
             Replaced::Done => return Ok(secret),
             Replaced::Overtaken(theirs) => agreed = theirs,
         }

@@ -40,9 +40,6 @@ const READ_AHEAD_CHUNKS: usize = 2;
 /// How often a shared store is asked to take a part of a value, and the pause in between.
 const SHARED_ATTEMPTS: usize = 3;
 const SHARED_PAUSE: Duration = Duration::from_millis(200);
-/// Value ids are the number of the start that minted them, and a counter below it.
-const COUNTER_BITS: u32 = 40;
-pub(super) const STARTS_MAX: u64 = 1 << (64 - COUNTER_BITS);
 
 pub(super) struct Values {
     store: Arc<dyn Store>,
@@ -121,7 +118,7 @@ impl Body {
 }
 
 impl Values {
-    /// `starts` is the number of this start of an origin on the store, below [`STARTS_MAX`].
+    /// `starts` is the number of this start of an origin on the store, below [`keys::STARTS_MAX`].
     pub(super) fn new(
         store: Arc<dyn Store>,
         failure: Arc<Failure>,
@@ -132,7 +129,7 @@ impl Values {
             shared,
             store,
             failure,
-            next_id: AtomicU64::new(starts << COUNTER_BITS),
+            next_id: AtomicU64::new(keys::first_value(starts).0),
             uses: Mutex::default(),
             reclaimer: Notify::new(),
         })

@@ -4,10 +4,14 @@
 //! not a row of ours is an error that names the row, never a panic.
 
 mod intent;
+mod members;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use self::intent::{Intent, intent, intent_number, intents_from};
+pub use self::{
+    intent::{Intent, intent, intent_number, intents_from},
+    members::{Listed, Members},
+};
 
 use crate::{
     error::{Error, Result},
@@ -444,10 +448,32 @@ impl Purges {
 /// `last-version`: the highest version in the store (8 bytes), put with every batch that mints one.
 /// `starts`: how often an origin has started on the store (8 bytes).
 /// `cursor-secret`: the key that authenticates cursors (32 bytes), put once.
+/// `copy`: how far the copy has come that made the store, if one did (`copy.rs`).
 pub mod meta {
     pub const LAST_VERSION: &[u8] = b"last-version";
     pub const STARTS: &[u8] = b"starts";
     pub const CURSOR_SECRET: &[u8] = b"cursor-secret";
+    pub const COPY: &[u8] = b"copy";
+}
+
+/// The agreed records of a shared store, beside [`Members`].
+///
+/// `cursor-secret`: as in an embedded store's **Meta**.
+/// `copy`: likewise.
+pub mod agreed {
+    pub const CURSOR_SECRET: &str = "cursor-secret";
+    pub const COPY: &str = "copy";
+}
+
+/// Value ids are the number of the start that minted them, and a counter below it. So no two starts on a store mint the same.
+pub const VALUE_COUNTER_BITS: u32 = 40;
+/// The number of a start is below this.
+pub const STARTS_MAX: u64 = 1 << (64 - VALUE_COUNTER_BITS);
+
+/// The first id that a start mints.
+pub fn first_value(starts: u64) -> ValueId {
+    debug_assert!(starts < STARTS_MAX, "whoever starts looks at that");
+    ValueId(starts << VALUE_COUNTER_BITS)
 }
 
 pub fn encode_number(number: u64) -> Bytes {

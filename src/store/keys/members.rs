@@ -1,0 +1,76 @@
+//! **Members**, an agreed record of a shared store: the origins that have it in use.
+//!
+//! It is JSON, as it is small and people look at it when something is wrong.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    store::Agreed,
+};
+
+/// What the origins agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    pub members: Vec<Listed>,
+    /// How often an origin has joined.
+    pub starts: u64,
+    /// Above which a newcomer mints: no safe version that anybody has answered is higher.
+    pub floor: u64,
+    /// How often namespaces or tokens were decided about.
+    pub control: u64,
+    /// Who decides about them now.
+    pub deciding: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub epoch: u64,
+    pub id: u8,
+    pub address: String,
+    /// Counts its refreshments.
+    pub beat: u64,
+    pub safe: u64,
+    /// Below which its intents are carried out.
+    pub done: u64,
+}
+
+impl Members {
+    /// The record's name.
+    pub const NAME: &str = "members";
+
+    pub fn parse(agreed: &Agreed) -> Result<Members> {
+        if agreed.revision == 0 {
+            return Ok(Members::default());
+        }
+        serde_json::from_slice(&agreed.value)
+            .map_err(|e| Error::internal("reading the list of origins in the store").with_source(e))
+    }
+
+    pub fn encode(&self) -> Result<Bytes> {
+        let value =
+            serde_json::to_vec(self).map_err(|e| Error::internal("writing the list of origins").with_source(e))?;
+        Ok(value.into())
+    }
+
+    pub fn of(&self, epoch: u64) -> Option<&Listed> {
+        self.members.iter().find(|member| member.epoch == epoch)
+    }
+
+    pub fn of_mut(&mut self, epoch: u64) -> Option<&mut Listed> {
+        self.members.iter_mut().find(|member| member.epoch == epoch)
+    }
+
+    pub fn remove(&mut self, epoch: u64) {
+        self.members.retain(|member| member.epoch != epoch);
+        if self.deciding == Some(epoch) {
+            self.deciding = None;
+        }
+    }
+
+    /// Above all that anybody on the list has published.
+    pub fn highest(&self) -> u64 {
+        self.members.iter().map(|member| member.safe).fold(self.floor, u64::max)
+    }
+}
