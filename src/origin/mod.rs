@@ -59,7 +59,7 @@ use crate::{
     metrics::OriginMetrics,
     purge::feed::{Feed, FeedSettings},
     store::{
-        Batch, Durability, Replaced, Store, Table,
+        Batch, Durability, Replaced, Store, Table, copy,
         keys::{self, Place, Record, meta},
     },
 };
@@ -134,6 +134,7 @@ impl Origin {
     ) -> Result<Arc<Origin>> {
         let OriginSettings { push_bytes_max, feed, lease, deletions_kept: kept, .. } = settings;
         let shared = store.agreement().is_some();
+        copy::check_whole(&*store).await?;
         let failure = Arc::new(Failure::new(shared, metrics.clone()));
         let (found, announcer, membership) = if shared {
             let announcer = Announcer::of_several(Arc::clone(&clock), feed, push_bytes_max);

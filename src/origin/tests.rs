@@ -1,6 +1,7 @@
 //! What an origin promises, on a store that fails and crashes on demand and a clock that stands still until it is moved.
 
 mod control;
+mod copying;
 mod faults;
 mod feed;
 #[cfg(feature = "figures")]

@@ -85,6 +85,11 @@ impl DiskStore {
         DiskStore::open_remembering(dir, cache_bytes, COSTLY)
     }
 
+    /// Whether there is a store in the folder.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(FORMAT_FILE).exists()
+    }
+
     pub(super) fn open_remembering(dir: &Path, cache_bytes: u64, costly: Duration) -> Result<DiskStore> {
         let lock = claim(dir)?;
         let opening = |e: fjall::Error| {

@@ -7,6 +7,7 @@
 
 mod barren;
 pub mod cassandra;
+pub mod copy;
 pub mod disk;
 mod journal;
 pub mod keys;
