@@ -228,3 +228,53 @@ fn only_a_store_that_is_shared_is_checked() {
     assert_eq!(code, Some(1));
     assert!(err.contains("names no store that origins share: there is no [origin.cassandra] in it"), "{err}");
 }
+
+#[test]
+fn a_store_is_copied_once_nobody_uses_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = |data: &str| {
+        format!(
+            "[origin]\ndata = \"{data}\"\n[rest]\nlisten = \"127.0.0.1:0\"\non = \"origin\"\n[[account]]\nname = \"default\"\n"
+        )
+    };
+    let place = |data: &str| format!("disk:{}", folder.path().join(data).display());
+    let copy =
+        |from: &str, to: &str| ended(&kvasar(&["store", "copy", "--from", &place(from), "--to", &place(to)], &[]));
+    let list = |server: &Server| {
+        let base = format!("http://{}/client/v4", server.rest());
+        let variables = [("CLOUDFLARE_API_BASE_URL", base.as_str()), ("CLOUDFLARE_API_TOKEN", server.account().1)];
+        ended(&kvasar(&["namespace", "list"], &variables))
+    };
+    let (code, _, err) = copy("one", "two");
+    assert_eq!((code, err.contains(&format!("there is no store at {}", place("one")))), (Some(1), true), "{err}");
+    assert!(!folder.path().join("one").exists());
+    assert_eq!(ended(&kvasar(&["store", "copy", "--from", "one", "--to", "two"], &[])).0, Some(2));
+
+    let server = Server::start(folder.path(), "one", &config("one"));
+    let base = format!("http://{}/client/v4", server.rest());
+    let variables = [("CLOUDFLARE_API_BASE_URL", base.as_str()), ("CLOUDFLARE_API_TOKEN", server.account().1)];
+    let (code, _, err) = ended(&kvasar(&["namespace", "create", "sessions"], &variables));
+    assert_eq!(code, Some(0), "{err}");
+    let (_, listed, _) = list(&server);
+    let (code, _, err) = copy("one", "two");
+    assert_eq!((code, err.contains("is in use by another process; stop that one")), (Some(1), true), "{err}");
+    assert_eq!(server.stop().code(), Some(0));
+
+    // An account, a namespace, and a token that is found in two ways.
+    let (code, out, err) = copy("one", "two");
+    assert!(code == Some(0) && out.starts_with("copied and compared 4 entries, "), "{out}{err}");
+    assert_eq!(copy("one", "two").1, out, "what has ended is known");
+    let hash = |data: &str| ended(&kvasar(&["store", "export-hash", &place(data)], &[])).1;
+    assert_eq!(hash("one").lines().last(), out.lines().last());
+    assert_eq!(hash("one"), hash("two"));
+    let (code, _, err) = copy("two", "one");
+    assert_eq!((code, err.contains("the target has entries already")), (Some(1), true), "{err}");
+
+    // The credentials lie beside the store.
+    fs::create_dir(folder.path().join("two/accounts")).expect("a folder");
+    fs::copy(folder.path().join("one/accounts/default.json"), folder.path().join("two/accounts/default.json"))
+        .expect("a file");
+    let server = Server::start(folder.path(), "two", &config("two"));
+    assert_eq!(list(&server), (Some(0), listed, String::new()));
+    assert_eq!(server.stop().code(), Some(0));
+}

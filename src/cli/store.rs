@@ -1,6 +1,8 @@
-//! `kvasar store`: a look at the store that a configuration names, and what has to be done before it can be used.
+//! `kvasar store`: a look at the store that a configuration names, what has to be done before it can be used, and moving to another one.
 
-use std::path::PathBuf;
+mod copy;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -13,7 +15,7 @@ use crate::{
     store::cassandra::{self, CassandraSettings, Report},
 };
 
-/// Look at the store that several origins share, and prepare it
+/// Look at the store that several origins share, prepare it, and copy stores
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
@@ -24,7 +26,11 @@ pub struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   kvasar store check --config origin.toml      what is there, and what is wrong with it
-  kvasar store migrate --config origin.toml    make what is missing; an origin does so at its start, too";
+  kvasar store migrate --config origin.toml    make what is missing; an origin does so at its start, too
+  kvasar store copy --from disk:/var/lib/kvasar --to cassandra:origin.toml
+                                               all that a stopped origin holds, into the database that origin.toml names
+  kvasar store export-hash disk:/var/lib/kvasar
+                                               a hash over all that users see, which a copy has in common with what it was made of";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -32,6 +38,8 @@ pub enum Command {
     Check(Named),
     /// Make the keyspace and the tables that are missing, and bring them to the version of this program
     Migrate(Named),
+    Copy(copy::Arguments),
+    ExportHash(copy::HashArguments),
 }
 
 #[derive(Debug, Args)]
@@ -46,14 +54,20 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Check(named) => present(&cassandra::check(settings(&named)?, RealClock::shared()).await?),
         Command::Migrate(named) => present(&cassandra::migrate(settings(&named)?, RealClock::shared()).await?),
+        Command::Copy(arguments) => copy::run(arguments).await,
+        Command::ExportHash(arguments) => copy::hash(arguments).await,
     }
 }
 
 fn settings(named: &Named) -> Result<CassandraSettings> {
     let config = Config::load(&named.config)?;
+    settings_in(&config, &named.config)
+}
+
+fn settings_in(config: &Config, file: &Path) -> Result<CassandraSettings> {
     let store = config.origin.as_ref().and_then(|origin| origin.cassandra.as_ref());
     store.map(stores::cassandra).ok_or_else(|| {
-        let file = named.config.display();
+        let file = file.display();
         Error::bad_request(format!("{file} names no store that origins share: there is no [origin.cassandra] in it"))
     })
 }
