@@ -1,4 +1,4 @@
-//! The store in Apache Cassandra or ScyllaDB, shared by all origins that name the same keyspace.
+//! The store in Apache Cassandra, shared by all origins that name the same keyspace.
 //!
 //! Promises what the contract does of a shared store: of all changes of a row the one with the greatest version stands, since the version is the timestamp of the
 //! row's one cell; rows go by themselves a minute after they expire; a commit may be repeated. Distribution, replication and repair are the database's.

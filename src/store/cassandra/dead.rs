@@ -50,16 +50,17 @@ const CUTS_MAX: usize = 1024;
 
 pub(super) struct Dead {
     seen: Mutex<HashMap<(Partition, Stretch), Moment>>,
-    /// Where reads of a partition were cut, and when that was first necessary.
-    cuts: Mutex<HashMap<Partition, Cuts>>,
+    /// Partitions that were too much for one read.
+    hard: Mutex<HashMap<Partition, Hard>>,
     working: Arc<Semaphore>,
     /// For reads that the database has to go over much for.
     slowly: Semaphore,
 }
 
-struct Cuts {
+struct Hard {
     since: Moment,
-    at: BTreeSet<Bytes>,
+    /// Where reads were cut.
+    cuts: BTreeSet<Bytes>,
 }
 
 /// The first rows of a stretch, and whether they are all.
@@ -72,7 +73,7 @@ impl Default for Dead {
     fn default() -> Dead {
         Dead {
             seen: Mutex::default(),
-            cuts: Mutex::default(),
+            hard: Mutex::default(),
             working: Arc::new(Semaphore::new(AT_ONCE)),
             slowly: Semaphore::new(SLOW_READS),
         }
@@ -88,7 +89,7 @@ impl Dead {
         stretch: Stretch,
         limit: usize,
     ) -> Result<Found> {
-        if self.pieces(&*database.link.clock, partition, &stretch).len() > 1 {
+        if self.was_hard(&*database.link.clock, partition) {
             return self.read_in_pieces(database, partition, stretch, limit).await;
         }
         match database.read(partition, &stretch, limit, Asking::Usually).await {
@@ -129,7 +130,7 @@ impl Dead {
                     let whole = read.rows.len() < wanted;
                     // Pieces of nothing need not be apart next time, but dead rows that were too few to be told of add up.
                     if !read.rows.is_empty() || read.dead.is_some() || at.is_multiple_of(PIECES) {
-                        self.cut(clock, partition, &piece.from);
+                        self.remember_cut(partition, &piece.from);
                     }
                     self.tidy_now(database, partition, &piece, &read, whole).await;
                     rows.append(&mut read.rows);
@@ -146,10 +147,7 @@ impl Dead {
                     if cuts.is_empty() {
                         return Err(error);
                     }
-                    let ends = cuts.iter().cloned().map(Some).chain([piece.to]);
-                    let starts = std::iter::once(piece.from).chain(cuts.iter().cloned());
-                    let smaller: Vec<_> = starts.zip(ends).map(|(from, to)| Stretch { from, to }).collect();
-                    pieces.extend(smaller.into_iter().rev());
+                    pieces.extend(cut(piece, cuts).into_iter().rev());
                 }
             }
         }
@@ -159,32 +157,32 @@ impl Dead {
         )))
     }
 
-    fn pieces(&self, clock: &dyn Clock, partition: &Partition, stretch: &Stretch) -> Vec<Stretch> {
-        let mut cuts = self.cuts.lock().expect("no holder of this lock can panic");
-        let within = |at: &Bytes| *at > stretch.from && stretch.to.as_ref().is_none_or(|to| at < to);
-        let at: Vec<Bytes> = match cuts.get(partition) {
-            Some(known) if clock.now().since(known.since) < PAUSE => {
-                known.at.iter().filter(|at| within(at)).cloned().collect()
-            }
-            Some(_) => {
-                cuts.remove(partition);
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        let starts = std::iter::once(stretch.from.clone()).chain(at.iter().cloned());
-        let ends = at.iter().cloned().map(Some).chain([stretch.to.clone()]);
-        starts.zip(ends).map(|(from, to)| Stretch { from, to }).collect()
+    /// Whether the partition had to be read in pieces lately.
+    fn was_hard(&self, clock: &dyn Clock, partition: &Partition) -> bool {
+        let mut hard = self.hard.lock().expect("no holder of this lock can panic");
+        let fresh = hard.get(partition).is_some_and(|known| clock.now().since(known.since) < PAUSE);
+        if !fresh {
+            hard.remove(partition);
+        }
+        fresh
     }
 
-    fn cut(&self, clock: &dyn Clock, partition: &Partition, at: &Bytes) {
-        let mut cuts = self.cuts.lock().expect("no holder of this lock can panic");
-        if cuts.len() >= REMEMBERED_MAX {
-            cuts.clear();
+    /// The stretch, cut where the partition was cut before.
+    fn pieces(&self, clock: &dyn Clock, partition: &Partition, stretch: &Stretch) -> Vec<Stretch> {
+        let mut hard = self.hard.lock().expect("no holder of this lock can panic");
+        if hard.len() >= REMEMBERED_MAX {
+            hard.clear();
         }
-        let known = cuts.entry(partition.clone()).or_insert_with(|| Cuts { since: clock.now(), at: BTreeSet::new() });
-        if known.at.len() < CUTS_MAX {
-            known.at.insert(at.clone());
+        let known = hard.entry(partition.clone()).or_insert_with(|| Hard { since: clock.now(), cuts: BTreeSet::new() });
+        let within = |at: &&Bytes| **at > stretch.from && stretch.to.as_ref().is_none_or(|to| *at < to);
+        let cuts: Vec<Bytes> = known.cuts.iter().filter(within).cloned().collect();
+        cut(stretch.clone(), cuts)
+    }
+
+    fn remember_cut(&self, partition: &Partition, at: &Bytes) {
+        let mut hard = self.hard.lock().expect("no holder of this lock can panic");
+        if let Some(known) = hard.get_mut(partition).filter(|known| known.cuts.len() < CUTS_MAX) {
+            known.cuts.insert(at.clone());
         }
     }
 
@@ -235,6 +233,13 @@ impl Dead {
             clock.now(),
         )
     }
+}
+
+/// A stretch in pieces, cut at keys within it.
+fn cut(stretch: Stretch, at: Vec<Bytes>) -> Vec<Stretch> {
+    let ends = at.iter().cloned().map(Some).chain([stretch.to]);
+    let starts = std::iter::once(stretch.from).chain(at.iter().cloned());
+    starts.zip(ends).map(|(from, to)| Stretch { from, to }).collect()
 }
 
 /// Whether this is the first time in a while.

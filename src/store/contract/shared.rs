@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{Bench, commit, get, names};
 use crate::{
-    clock::{self, Clock, RealClock},
+    clock::{self, Clock, ManualClock, RealClock},
     error::Result,
     kv::Version,
     store::{
@@ -120,16 +120,23 @@ impl Agreement for Apart {
 pub(super) trait SharedBench: Bench {
     /// The same store with the prefixes that come right after those of [`Bench::store`].
     fn beside(&self) -> Arc<dyn Store>;
+    /// What the store's rows expire by, in Unix seconds.
+    fn now(&self) -> u64;
+    /// Lets so much time pass for the store.
+    async fn pass(&self, time: Duration);
 }
 
 pub(super) struct Memory {
     store: Arc<Apart>,
+    clock: Arc<ManualClock>,
 }
 
 impl Memory {
     pub(super) fn start() -> Memory {
-        let clock = RealClock::shared();
-        Memory { store: Apart::new(Arc::new(MemoryStore::shared(Arc::clone(&clock))), &clock, [7; 8]) }
+        let manual = ManualClock::shared();
+        let clock: Arc<dyn Clock> = Arc::new(Arc::clone(&manual));
+        let store = Apart::new(Arc::new(MemoryStore::shared(Arc::clone(&clock))), &clock, [7; 8]);
+        Memory { store, clock: manual }
     }
 }
 
@@ -145,6 +152,14 @@ impl Bench for Memory {
 impl SharedBench for Memory {
     fn beside(&self) -> Arc<dyn Store> {
         beside(&self.store)
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.wall_millis() / 1000
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
     }
 }
 
@@ -201,6 +216,14 @@ impl SharedBench for Cassandra {
     fn beside(&self) -> Arc<dyn Store> {
         beside(&self.store)
     }
+
+    fn now(&self) -> u64 {
+        self.store.clock.wall_millis() / 1000
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.store.clock.sleep(time).await;
+    }
 }
 
 /// A change of one row of a table, with a version of its own.
@@ -250,19 +273,19 @@ pub(super) async fn a_commit_may_be_repeated(bench: &mut impl SharedBench) {
     assert_eq!(get(&store, Table::Entry, b"row").await.unwrap(), b"second");
 }
 
-/// A row that a test waits for is gone, or the test has failed.
-async fn until_gone(store: &Arc<dyn Store>, table: Table, key: &[u8]) {
-    let clock = RealClock::shared();
-    let deadline = clock.now() + Duration::from_secs(60);
-    while get(store, table, key).await.is_some() {
-        assert!(clock.now() < deadline, "the row in {} is still there", table.name());
-        clock.sleep(Duration::from_millis(50)).await;
+/// A row that a test waits for is gone within a minute, or the test has failed.
+async fn until_gone(bench: &impl SharedBench, table: Table, key: &[u8]) {
+    let store = bench.store();
+    let deadline = bench.now() + 60;
+    while get(&store, table, key).await.is_some() {
+        assert!(bench.now() < deadline, "the row in {} is still there", table.name());
+        bench.pass(Duration::from_millis(100)).await;
     }
 }
 
 pub(super) async fn a_row_goes_by_itself_after_it_expires(bench: &mut impl SharedBench) {
     let store = bench.store();
-    let now = RealClock::shared().wall_millis() / 1000;
+    let now = bench.now();
     let mut batch = Batch::default();
     for table in Table::ALL {
         batch.put_until(table, "soon", "s", Some(now + 1));
@@ -273,8 +296,8 @@ pub(super) async fn a_row_goes_by_itself_after_it_expires(bench: &mut impl Share
     }
     commit(&store, batch).await;
     for table in Table::ALL {
-        until_gone(&store, table, b"soon").await;
-        until_gone(&store, table, b"long ago").await;
+        until_gone(bench, table, b"soon").await;
+        until_gone(bench, table, b"long ago").await;
         let rows = store.scan(table, b"", b"", 10).await.unwrap();
         let left: Vec<&[u8]> = rows.iter().map(|(key, _)| &key[..]).collect();
         assert_eq!(left, [&b"in a century"[..], b"later", b"never"], "{}", table.name());
@@ -283,7 +306,7 @@ pub(super) async fn a_row_goes_by_itself_after_it_expires(bench: &mut impl Share
 
 pub(super) async fn the_change_that_stands_says_when_a_row_expires(bench: &mut impl SharedBench) {
     let store = bench.store();
-    let now = RealClock::shared().wall_millis() / 1000;
+    let now = bench.now();
     let until = |value: &'static str, millis: u64, expires| {
         let mut batch = Batch::at(Version::first_of(1_800_000_000_000 + millis, 3));
         batch.put_until(Table::Entry, value, value, expires);
@@ -295,8 +318,8 @@ pub(super) async fn the_change_that_stands_says_when_a_row_expires(bench: &mut i
     commit(&store, until("kept", 1, Some(now + 1))).await;
     commit(&store, until("dropped", 2, Some(now + 1))).await;
     commit(&store, until("dropped", 1, None)).await;
-    until_gone(&store, Table::Entry, b"dropped").await;
-    RealClock::shared().sleep(Duration::from_secs(2)).await;
+    until_gone(bench, Table::Entry, b"dropped").await;
+    bench.pass(Duration::from_secs(2)).await;
     assert_eq!(names(&store, b"", b"", 10).await, ["kept"]);
 }
 
