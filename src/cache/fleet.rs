@@ -173,6 +173,13 @@ impl Fleet {
                 );
                 break;
             }
+            if !configured.contains(address) {
+                tracing::info!(
+                    tier = self.0.settings.name,
+                    address,
+                    "another origin is on the list, and is followed from here on"
+                );
+            }
             let member = self.add(address);
             let link = tasks.spawn(self.clone().keep_link(member));
             links.insert(address.clone(), link);

@@ -207,8 +207,8 @@ impl Fleet {
                         if failure.is_some() {
                             member.metrics.retried();
                         }
-                        asked.push(Arc::clone(&member));
-                        answers.push(question(member));
+                        answers.push(numbered(asked.len(), question(Arc::clone(&member))));
+                        asked.push(member);
                     }
                     None => {
                         let failure = failure.take().unwrap_or_else(|| self.nobody());
@@ -227,8 +227,11 @@ impl Fleet {
             tokio::select! {
                 biased;
                 Some(answer) = answers.next() => match answer {
-                    Err(error) if error.kind.is_outage() => failure = Some(worse(failure, error)),
-                    answer => return answer,
+                    (_, Err(error)) if error.kind.is_outage() => failure = Some(worse(failure, error)),
+                    (by, answer) => {
+                        asked[..by].iter().for_each(|slower| slower.overtaken(began_at));
+                        return answer;
+                    }
                 },
                 () = clock.sleep(wake_at.since(clock.now())) => {
                     let hedges = hedge_at.take().is_some_and(|at| at < patient_until);
@@ -250,8 +253,8 @@ impl Fleet {
                         } else {
                             other.metrics.retried();
                         }
-                        asked.push(Arc::clone(&other));
-                        answers.push(question(other));
+                        answers.push(numbered(asked.len(), question(Arc::clone(&other))));
+                        asked.push(other);
                     }
                 }
             }
@@ -304,6 +307,11 @@ impl Fleet {
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.0.pace.lock().expect("no holder of this lock can panic")
     }
+}
+
+/// A question, with the place of the one who was asked.
+async fn numbered<T>(place: usize, question: BoxFuture<'static, Result<T>>) -> (usize, Result<T>) {
+    (place, question.await)
 }
 
 /// What is told of two failures. That somebody answered, if only with an error, shows that not all are away.

@@ -45,6 +45,8 @@ pub(super) struct Member {
     clock: Arc<dyn Clock>,
     followed: AtomicBool,
     under_way: AtomicUsize,
+    /// When it last answered anything.
+    answered_at: AtomicU64,
     /// Until when it is left alone if others are there, for reads and for writes. An origin that takes no writes may answer reads well.
     spared_until: [AtomicU64; 2],
 }
@@ -69,6 +71,7 @@ impl Member {
             clock,
             followed: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
+            answered_at: AtomicU64::new(0),
             spared_until: Default::default(),
         }
     }
@@ -104,12 +107,23 @@ impl Member {
         let asked_at = self.clock.now();
         let answer = asking.await;
         self.health.observe(asked_at, &answer);
+        if answer.as_ref().map_or_else(|error| error.answered, |_| true) {
+            self.answered_at.store(self.clock.now().as_nanos(), Ordering::Release);
+        }
         match &answer {
             Ok(_) => self.spared_until[task as usize].store(0, Ordering::Release),
             Err(error) if error.kind.is_outage() && error.kind != Kind::Unreachable => self.spare(task),
             Err(_) => {}
         }
         answer
+    }
+
+    /// Another one has answered what this one was asked at that moment, and it has answered nothing at all since: it may have been stopped.
+    pub(super) fn overtaken(&self, asked_at: Moment) {
+        if self.answered_at.load(Ordering::Acquire) < asked_at.as_nanos() {
+            self.spare(Task::Read);
+            self.spare(Task::Write);
+        }
     }
 
     /// Others are to be asked for a while.

@@ -331,6 +331,19 @@ fn without_an_end_the_next_process_of_the_address_is_no_substitute() {
 }
 
 #[test]
+fn of_several_that_were_listed_at_an_address_the_last_one_is_there() {
+    let (mut roster, _) = both();
+    roster.lists(A, 4, &[(1, A), (2, B), (3, "c:7000"), (4, "c:7000")]);
+    assert_eq!(roster.open("c:7000"), place(4, 0));
+    roster.starts("c:7000", 4, 0, true);
+    roster.says("c:7000", 1, purge("k"));
+    roster.lost("c:7000");
+    // It was followed; the earlier one never will be.
+    roster.lists(A, 4, &[(1, A), (2, B), (4, "c:7000")]);
+    assert_eq!(roster.open("c:7000"), place(4, 1));
+}
+
+#[test]
 fn an_unknown_process_at_the_address_is_a_gap_unless_it_has_said_nothing_yet() {
     for (sequence, missed) in [(0, 0), (1, 1)] {
         let (mut roster, gaps) = both();

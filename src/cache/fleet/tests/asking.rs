@@ -6,7 +6,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::{cache::fleet::member::SPARED, kv::ValueStream};
+use crate::{
+    cache::fleet::member::{SPARED, Standing, Task},
+    kv::ValueStream,
+};
 
 /// Two origins that take this long, so that time passes with each answer.
 const TRIP: Duration = Duration::from_millis(10);
@@ -27,7 +30,7 @@ impl World {
         let began_at = self.now();
         settle().await;
         while !task.is_finished() {
-            self.clock.advance(Duration::from_millis(1));
+            self.clock.advance(TRIP / 5);
             settle().await;
             assert!(self.now().since(began_at) < 10 * DEADLINE, "it ends at all");
         }
@@ -153,13 +156,47 @@ async fn a_read_that_waits_longer_than_most_is_asked_of_a_second_origin_and_few_
         let (answer, took) = world.until(world.reading(&format!("{i}"))).await;
         answer.unwrap();
         if world.counted("hedges_total") > hedged {
-            assert!(took <= 4 * TRIP, "{took:?}");
+            assert!(took <= 10 * TRIP, "{took:?}");
         } else if took >= SECOND {
             slow += 1;
         }
+        world.clock.advance(2 * SPARED);
     }
     let hedges = world.counted("hedges_total");
     assert!((10..=30).contains(&hedges) && slow > 10, "{hedges} hedged, {slow} waited");
+}
+
+/// As a process that was stopped: its connections are there, and nothing comes on them.
+#[tokio::test]
+async fn an_origin_that_answers_nothing_while_others_do_is_left_alone() {
+    let world = following(2).await;
+    world.origins.iter().for_each(|origin| origin.is(Mood::Slow(TRIP)));
+    for i in 0..100 {
+        world.until(world.reading(&format!("{i}"))).await.0.unwrap();
+    }
+    world.origins[0].is(Mood::Mute);
+    let (asked, handed_in) = (world.origins[0].asked(), world.origins[0].handed_in());
+    for i in 0..20 {
+        let (answer, took) = world.until(world.reading(&format!("{i}"))).await;
+        answer.unwrap();
+        assert!(took <= 4 * TRIP, "{took:?}");
+    }
+    for i in 0..10 {
+        let (written, took) = world.until(world.writing(&format!("{i}"), Via::default())).await;
+        written.unwrap();
+        assert!(took <= 2 * TRIP, "{took:?}");
+    }
+    assert_eq!((world.origins[0].asked(), world.origins[0].handed_in()), (asked + 1, handed_in));
+    // One that has answered something else meanwhile is only slow with this.
+    let world = following(1).await;
+    let (member, asked_at) = (Arc::clone(&world.fleet.members()[0]), world.now());
+    world.clock.advance(TRIP);
+    world.reading("k").await.unwrap().unwrap();
+    member.overtaken(asked_at);
+    assert_eq!(member.standing(Task::Read), Standing::Good);
+    world.clock.advance(TRIP);
+    member.overtaken(world.now());
+    assert_eq!((member.standing(Task::Read), member.standing(Task::Write)), (Standing::Spared, Standing::Spared));
 }
 
 #[tokio::test]
