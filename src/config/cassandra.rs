@@ -39,8 +39,8 @@ pub struct Cassandra {
 pub enum Consistency {
     /// More than half of all.
     Quorum,
-    /// More than half of those in the own data center: spares the trip to the others, and what was acknowledged there is seen here later, by no bound that
-    /// an age would know of.
+    /// More than half of those in the own data center, which all origins must then share: spares the trip to the others, which have what was acknowledged a moment
+    /// later. Origins in two of them would not know of each other, and no age would tell what is missing (`docs/cluster.md`).
     LocalQuorum,
 }
 
