@@ -4,7 +4,9 @@
 //! cache changes. So a fill can't slip between a purge's look at the flights and its look at the cache.
 //!
 //! A flight's *floor* is the least state that its answer must be to be kept, by version and, of one version, absence after presence: every write, purge and fill of the key that passes while the
-//! question is out raises it (P3, F3).
+//! question is out raises it (P3, F3). But for absence after absence: as of which version a key is absent is what the origin that looked knew to be complete, and of several
+//! origins one may know less than another. Two such answers are of one state, so that neither is overtaken by the other; what is held is then absent as of the
+//! greater version, and was so at the later moment.
 
 use std::{
     collections::HashMap,
@@ -54,11 +56,20 @@ pub struct Flight {
 struct Out {
     number: u64,
     demand: Demand,
-    floor: Arc<AtomicU64>,
+    floors: Arc<Floors>,
     /// Who waits. Not owned: what streams owns a ticket, so owning it here would keep both for ever.
     flight: Weak<Flight>,
     /// Its answer was judged against the floor; whoever asks now may know of something newer.
     closed: bool,
+}
+
+/// What has passed since a question went out.
+#[derive(Default)]
+struct Floors {
+    /// For an answer that is present.
+    present: AtomicU64,
+    /// For one that is absent: without what was absent itself.
+    absent: AtomicU64,
 }
 
 /// How a question ended.
@@ -145,7 +156,7 @@ pub struct Ticket {
     flights: Arc<Flights>,
     key: EntryKey,
     number: u64,
-    floor: Arc<AtomicU64>,
+    floors: Arc<Floors>,
 }
 
 impl Drop for Ticket {
@@ -195,19 +206,20 @@ impl Ticket {
         let mut shard = self.flights.shard(&self.key);
         let state = order(version, true);
         let held = self.flights.memory.peek(&self.key).map(|held| order(held.version(), held.is_present()));
-        if state < self.floor() || held.is_some_and(|held| held > state) {
+        if state < self.floor(true) || held.is_some_and(|held| held > state) {
             return false;
         }
         shard.close(self);
-        shard.raise_floors(&self.key, state, Some(self));
+        shard.raise_floors(&self.key, state, true, Some(self));
         if held.is_some_and(|held| held < state) {
             self.flights.memory.remove(&self.key);
         }
         true
     }
 
-    fn floor(&self) -> u64 {
-        self.floor.load(Ordering::Acquire)
+    fn floor(&self, present: bool) -> u64 {
+        let floor = if present { &self.floors.present } else { &self.floors.absent };
+        floor.load(Ordering::Acquire)
     }
 }
 
@@ -245,10 +257,10 @@ impl Flights {
 
     fn ticket(self: &Arc<Self>, shard: &mut Shard, key: &EntryKey, demand: Demand, flight: Weak<Flight>) -> Ticket {
         shard.last_number += 1;
-        let (number, floor) = (shard.last_number, Arc::new(AtomicU64::new(0)));
-        let out = Out { number, demand, floor: Arc::clone(&floor), flight, closed: false };
+        let (number, floors) = (shard.last_number, Arc::<Floors>::default());
+        let out = Out { number, demand, floors: Arc::clone(&floors), flight, closed: false };
         shard.flights.entry(key.clone()).or_default().push(out);
-        Ticket { flights: Arc::clone(self), key: key.clone(), number, floor }
+        Ticket { flights: Arc::clone(self), key: key.clone(), number, floors }
     }
 
     /// Whether any question about the key is out.
@@ -260,7 +272,7 @@ impl Flights {
     /// what was dropped without a replacement.
     pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Kept>) -> Option<Kept> {
         let shard = self.shard(key);
-        shard.raise_floors(key, order(version, true), None);
+        shard.raise_floors(key, order(version, true), true, None);
         self.changes(key);
         let held = self.memory.peek(key).filter(|held| held.version() < version)?;
         match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
@@ -288,7 +300,7 @@ impl Flights {
         for shard in &self.shards {
             let shard = shard.lock().expect("no holder of this lock can panic");
             for key in shard.flights.keys().filter(|key| key.namespace == namespace) {
-                shard.raise_floors(key, order(version, true), None);
+                shard.raise_floors(key, order(version, true), true, None);
             }
         }
         // From here on nothing older is filled in.
@@ -298,7 +310,7 @@ impl Flights {
     /// A write passed whose state is not at hand: what is older goes, and no older answer is kept.
     pub fn raise_floor(&self, key: &EntryKey, version: Version) {
         let shard = self.shard(key);
-        shard.raise_floors(key, order(version, true), None);
+        shard.raise_floors(key, order(version, true), true, None);
         self.changes(key);
         if self.memory.peek(key).is_some_and(|held| held.version() < version) {
             self.memory.remove(key);
@@ -319,21 +331,23 @@ impl Flights {
         debug_assert!(kept.name() == key.into(), "a state of another key");
         let mut shard = self.shard(key);
         let state = order(kept.version(), kept.is_present());
-        if state < by.floor() {
+        if state < by.floor(kept.is_present()) {
             return false;
         }
         if let Some(held) = self.memory.peek(key) {
-            if order(held.version(), held.is_present()) > state {
+            let both_absent = !held.is_present() && !kept.is_present();
+            let held_is_later = order(held.version(), held.is_present()) > state;
+            if held_is_later && !both_absent {
                 return false;
             }
-            if held.version() == kept.version() && held.is_present() == kept.is_present() {
+            if held_is_later || (held.version() == kept.version() && held.is_present() == kept.is_present()) {
                 held.renew(kept.verified(), Some(kept.expires_at()));
                 shard.close(by);
                 return true;
             }
         }
         shard.close(by);
-        shard.raise_floors(key, state, Some(by));
+        shard.raise_floors(key, state, kept.is_present(), Some(by));
         if kept.length() as u64 <= self.memory.value_bytes_max() {
             self.memory.insert(kept.clone());
         } else {
@@ -373,10 +387,14 @@ fn order(version: Version, present: bool) -> u64 {
 }
 
 impl Shard {
-    fn raise_floors(&self, key: &EntryKey, state: u64, but: Option<&Ticket>) {
+    /// To a state that passed; `present`, unless it is known to be an absence.
+    fn raise_floors(&self, key: &EntryKey, state: u64, present: bool, but: Option<&Ticket>) {
         for out in self.flights.get(key).into_iter().flatten() {
             if but.is_none_or(|but| but.number != out.number) {
-                out.floor.fetch_max(state, Ordering::AcqRel);
+                out.floors.present.fetch_max(state, Ordering::AcqRel);
+                if present {
+                    out.floors.absent.fetch_max(state, Ordering::AcqRel);
+                }
             }
         }
     }
@@ -477,10 +495,29 @@ mod tests {
         let (flights, key) = flights();
         let (late, _late, _) = lead(&flights, &key);
         let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
-        assert!(early.fill(&absent(7)));
+        assert!(early.fill(&present(7)));
         flights.memory().remove(&key);
-        assert!(!late.fill(&absent(6)));
+        assert!(!late.fill(&present(6)) && !late.fill(&absent(6)));
         assert!(late.fill(&absent(7)));
+    }
+
+    /// As from two origins, the second of which does not know yet that what the first dates it by is complete.
+    #[test]
+    fn an_absence_is_not_overtaken_by_another_of_a_greater_version() {
+        let (flights, key) = flights();
+        let (late, _late, _) = lead(&flights, &key);
+        let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        assert!(early.fill(&absent(7)));
+        assert!(!late.fill(&present(6)), "what was there before");
+        let at = Moment::ZERO + Duration::from_secs(9);
+        let looked_later = Kept::new(&key, Version::from_u64(6), Content::Absent, Moment::MAX, Verified::at(at));
+        assert!(late.fill(&looked_later));
+        let held = flights.memory().peek(&key).unwrap();
+        assert_eq!((held.version(), held.verified().at), (Version::from_u64(7), at));
+        // A write in between ends that.
+        let Joined::Leading(third, _third, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        flights.purge(&key, Version::from_u64(8), None);
+        assert!(!third.fill(&absent(7)) && third.fill(&absent(8)));
     }
 
     /// As when the look above came after a removal that was not announced yet, and the entry was evicted since.
