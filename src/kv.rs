@@ -79,6 +79,29 @@ pub struct Via {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WriteId(pub u64);
 
+impl WriteId {
+    const AGAIN: u64 = 1;
+
+    /// For a write that is handed in for the first time, out of a random number.
+    pub fn drawn(random: u64) -> WriteId {
+        WriteId(random & !WriteId::AGAIN)
+    }
+
+    /// The same, of a write that may have been taken before: one bit says so.
+    pub fn again(self) -> WriteId {
+        WriteId(self.0 | WriteId::AGAIN)
+    }
+
+    pub fn may_have_been_taken(self) -> bool {
+        self.0 & WriteId::AGAIN != 0
+    }
+
+    /// As what it is remembered, the first time or again.
+    pub fn name(self) -> WriteId {
+        WriteId(self.0 & !WriteId::AGAIN)
+    }
+}
+
 /// Both seams: what a tier has above it.
 pub trait Backend: Source + Writer {}
 

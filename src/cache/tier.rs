@@ -3,7 +3,7 @@
 //! The rules have the names that ARCHITECTURE.md gives them: P1 to P4 for what an answer from above proves, R1 to R6 for what a read may be
 //! answered. Ages are never compared across machines: an answer is dated from the moment at which the question was sent.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -209,8 +209,12 @@ impl Writer for Tier {
         if outcomes.len() != copies.len() {
             return Err(Error::internal(format!("upstream answered {} of {} writes", outcomes.len(), copies.len())));
         }
-        for ((ticket, copy), outcome) in copies.into_iter().zip(&outcomes) {
-            if let Ok(written) = outcome {
+        // Of a key that is in it more than once the last state alone is kept: the others gave way to it at once, and may have got its version.
+        let mut kept = HashSet::new();
+        for ((ticket, copy), outcome) in copies.into_iter().zip(&outcomes).rev() {
+            if let Ok(written) = outcome
+                && kept.insert(ticket.key().clone())
+            {
                 self.keep_written(&ticket, written, copy, sent_at);
             }
         }

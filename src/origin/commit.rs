@@ -440,6 +440,12 @@ impl Task {
             };
             return Ok(Outcome { version, expiration });
         }
+        if known.may_have_forgotten(id, self.parts.time.millis()) {
+            // Taken twice, it would take the place of what came after it.
+            return Err(Error::unavailable(
+                "whether the write took effect is not known: others of its key have come since it was handed in first",
+            ));
+        }
         let (replaced, above) = (known.replaced, known.version);
         if let Action::Put { .. } | Action::Delete = action {
             if draft.removed_namespaces.contains(&namespace) {

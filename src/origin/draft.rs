@@ -117,17 +117,28 @@ impl Replaced {
     }
 }
 
+/// How long a record remembers a named write: far longer than anybody goes on handing it in, and than origins' clocks are apart.
+const NAMED_MILLIS: u64 = 5 * 60 * 1000;
+
 impl Known {
     /// What a write became that was handed in before.
     pub(super) fn outcome(&self, id: Option<WriteId>) -> Option<Version> {
-        let id = id?;
+        let id = id?.name();
         self.named.iter().find(|named| named.id == id).map(|named| named.version)
+    }
+
+    /// Whether a write that is not remembered may have been taken nevertheless. It may have been forgotten, by too many others or by one that another origin took
+    /// at the same time, and knew nothing of it; but not if nobody has written the key for longer than anybody goes on handing a write in.
+    pub(super) fn may_have_forgotten(&self, id: Option<WriteId>, now_millis: u64) -> bool {
+        id.is_some_and(WriteId::may_have_been_taken) && self.version.millis() + NAMED_MILLIS > now_millis
     }
 
     /// The named writes of the record that takes its place.
     fn named_after(&self, id: Option<WriteId>, version: Version) -> Vec<NamedWrite> {
-        let new = id.map(|id| NamedWrite { id, version });
-        new.into_iter().chain(self.named.iter().copied()).take(Record::NAMED_MAX).collect()
+        let new = id.map(|id| NamedWrite { id: id.name(), version });
+        let lately = |named: &&NamedWrite| named.version.millis() + NAMED_MILLIS > version.millis();
+        let known = self.named.iter().filter(lately).copied();
+        new.into_iter().chain(known).take(Record::NAMED_MAX).collect()
     }
 }
 

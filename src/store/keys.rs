@@ -99,8 +99,8 @@ pub fn parse_entry(row: &Bytes) -> Result<(NamespaceId, Key)> {
 impl Record {
     /// Of a record's bytes at most so many are neither metadata nor value nor named writes.
     pub const LENGTH_BESIDE_CONTENT_MAX: usize = 38;
-    /// Named writes that a record remembers: so many others may overtake one before it is handed in again.
-    pub const NAMED_MAX: usize = 4;
+    /// Named writes that a record remembers, at most.
+    pub const NAMED_MAX: usize = 8;
     pub const NAMED_BYTES_MAX: usize = 1 + 16 * Record::NAMED_MAX;
 
     pub fn encode(&self) -> Bytes {

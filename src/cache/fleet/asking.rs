@@ -1,10 +1,13 @@
 //! Which origin is asked, and what is done when it does not answer.
 //!
 //! Each answers from the same store, so any will do: of two drawn at random, among those that seem well, the less busy one. A read may be asked of another one
-//! too, and the first answer counts. A write has a name, by which it takes effect once however often it is handed in; only what has none (a change of
-//! namespaces and tokens, a value of which something was sent) stays with the origin that may have taken it.
+//! too, and the first answer counts. A write that was certainly not taken goes to another one at once. One that may have been taken stays with that origin, which
+//! knows it by its name when it is handed in again, until the origin has left: then what it intended is done, and the next one finds it in the store. Before,
+//! two that look for it at once would both find nothing, and of two that take it the one with the greater version could come last, over what was written
+//! after the other. A change of namespaces and tokens, or a value of which something was sent, has no second chance.
 
 use std::{
+    collections::HashMap,
     future::Future,
     sync::{Arc, MutexGuard},
     time::Duration,
@@ -80,12 +83,12 @@ impl Source for Fleet {
 impl Writer for Fleet {
     async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         let (again, by) = (Again::new(change), via.follower);
-        let id = via.id.unwrap_or_else(|| WriteId(self.0.clock.random()));
+        let id = via.id.unwrap_or_else(|| WriteId::drawn(self.0.clock.random()));
         let mut attempts = Attempts::new(self);
         loop {
             let member = attempts.next().await?;
             let Some(change) = again.change() else { return Err(attempts.given_up()) };
-            let via = Via { follower: Some(member.follower), id: Some(id) };
+            let via = Via { follower: Some(member.follower), id: Some(attempts.name(id)) };
             let writing = member.backend.write(namespace, key, change, via);
             match attempts.hand_in(&member, writing, !again.is_arriving()).await {
                 Ok(written) => {
@@ -103,7 +106,9 @@ impl Writer for Fleet {
         writes: Vec<(Key, Change)>,
         via: Via,
     ) -> Result<Vec<Result<Written>>> {
-        let (id, by) = (via.id.unwrap_or_else(|| WriteId(self.0.clock.random())), via.follower);
+        let (id, by) = (via.id.unwrap_or_else(|| WriteId::drawn(self.0.clock.random())), via.follower);
+        // Of a key that is in it more than once the last change counts, and by its name the call has one of each.
+        let (writes, places) = last_of_each(writes);
         let writes: Vec<(Key, Again)> = writes.into_iter().map(|(key, change)| (key, Again::new(change))).collect();
         let mut outcomes: Vec<Option<Result<Written>>> = writes.iter().map(|_| None).collect();
         let mut attempts = Attempts::new(self);
@@ -114,10 +119,10 @@ impl Writer for Fleet {
                 open.iter().map(|at| Some((writes[*at].0.clone(), writes[*at].1.change()?))).collect();
             let member = match attempts.next().await {
                 Ok(member) => member,
-                Err(error) => return given_up(outcomes, error),
+                Err(error) => return given_up(outcomes, &places, error),
             };
-            let Some(changes) = changes else { return given_up(outcomes, attempts.given_up()) };
-            let via = Via { follower: Some(member.follower), id: Some(id) };
+            let Some(changes) = changes else { return given_up(outcomes, &places, attempts.given_up()) };
+            let via = Via { follower: Some(member.follower), id: Some(attempts.name(id)) };
             let writing = member.backend.write_many(namespace, changes, via);
             let error = match attempts.hand_in(&member, writing, true).await {
                 Ok(answers) if answers.len() != open.len() => {
@@ -130,11 +135,14 @@ impl Writer for Fleet {
                 }
                 Ok(answers) => {
                     open.into_iter().zip(answers).for_each(|(at, answer)| outcomes[at] = Some(answer));
-                    match outcomes.iter().find(|outcome| is_open(outcome)) {
+                    // One that may have been taken decides where all are handed in again.
+                    let open = || outcomes.iter().filter(|outcome| is_open(outcome));
+                    match open().find(|outcome| may_be_taken(outcome)).or_else(|| open().next()) {
                         None => {
                             let keys: Vec<Key> = writes.into_iter().map(|(key, _)| key).collect();
                             self.wrote(namespace, &keys, by);
-                            return Ok(outcomes.into_iter().flatten().collect());
+                            let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
+                            return Ok(places.iter().map(|at| copied(&outcomes[*at])).collect());
                         }
                         Some(Some(Err(error))) => {
                             member.spare(Task::Write);
@@ -146,7 +154,7 @@ impl Writer for Fleet {
                 Err(error) => error,
             };
             if let Err(error) = attempts.failed(member, error, true) {
-                return given_up(outcomes, error);
+                return given_up(outcomes, &places, error);
             }
         }
     }
@@ -176,12 +184,40 @@ fn is_open(outcome: &Option<Result<Written>>) -> bool {
     }
 }
 
-/// What is known of each write when no more is tried.
-fn given_up(outcomes: Vec<Option<Result<Written>>>, error: Error) -> Result<Vec<Result<Written>>> {
+fn may_be_taken(outcome: &Option<Result<Written>>) -> bool {
+    matches!(outcome, Some(Err(error)) if !error.untaken)
+}
+
+/// What is known of each write when no more is tried; of which one the outcome is, each place says.
+fn given_up(outcomes: Vec<Option<Result<Written>>>, places: &[usize], error: Error) -> Result<Vec<Result<Written>>> {
     if outcomes.iter().all(Option::is_none) {
         return Err(error);
     }
-    Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(error.copied()))).collect())
+    let outcomes: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(error.copied()))).collect();
+    Ok(places.iter().map(|at| copied(&outcomes[*at])).collect())
+}
+
+fn copied(outcome: &Result<Written>) -> Result<Written> {
+    outcome.as_ref().map(|written| *written).map_err(Error::copied)
+}
+
+/// The last change of each key, and for each change handed in where that one is.
+fn last_of_each(writes: Vec<(Key, Change)>) -> (Vec<(Key, Change)>, Vec<usize>) {
+    let mut kept: Vec<(Key, Change)> = Vec::with_capacity(writes.len());
+    let mut places = HashMap::with_capacity(writes.len());
+    let at = writes.into_iter().map(|(key, change)| match places.get(&key) {
+        Some(at) => {
+            kept[*at] = (key, change);
+            *at
+        }
+        None => {
+            places.insert(key.clone(), kept.len());
+            kept.push((key, change));
+            kept.len() - 1
+        }
+    });
+    let at = at.collect();
+    (kept, at)
 }
 
 impl Fleet {
@@ -331,22 +367,49 @@ struct Attempts<'a> {
     tried: Vec<Arc<Member>>,
     pause: Duration,
     failure: Option<Error>,
+    /// The epoch of the origin that it is handed in to now, if that is known.
+    epoch: Option<u64>,
+    /// Who may have taken it.
+    taker: Option<Taker>,
+    /// Whether anybody may have.
+    again: bool,
+}
+
+struct Taker {
+    member: Arc<Member>,
+    epoch: Option<u64>,
 }
 
 impl<'a> Attempts<'a> {
     fn new(fleet: &'a Fleet) -> Attempts<'a> {
         let until = fleet.0.clock.now() + fleet.0.settings.deadline;
-        Attempts { fleet, until, made: 0, tried: Vec::new(), pause: PAUSE_FIRST, failure: None }
+        Attempts {
+            fleet,
+            until,
+            made: 0,
+            tried: Vec::new(),
+            pause: PAUSE_FIRST,
+            failure: None,
+            epoch: None,
+            taker: None,
+            again: false,
+        }
+    }
+
+    /// The name under which to hand it in.
+    fn name(&self, id: WriteId) -> WriteId {
+        if self.again { id.again() } else { id }
     }
 
     /// Whom to hand it in to next: each once, then after a pause each once more.
     async fn next(&mut self) -> Result<Arc<Member>> {
         loop {
-            if let Some(member) = self.fleet.choose(Task::Write, &self.tried) {
+            if let Some(member) = self.choose() {
                 if self.made > 0 {
                     member.metrics.retried();
                 }
                 self.made += 1;
+                self.epoch = self.fleet.roster().epoch(&member.address);
                 return Ok(member);
             }
             let clock = &*self.fleet.0.clock;
@@ -359,6 +422,17 @@ impl<'a> Attempts<'a> {
             self.pause = (self.pause * 2).min(PAUSE_LAST);
             self.tried.clear();
         }
+    }
+
+    fn choose(&mut self) -> Option<Arc<Member>> {
+        let left = |taker: &mut Taker| taker.epoch.is_some_and(|epoch| self.fleet.roster().has_left(epoch));
+        if let Some(taker) = self.taker.take_if(left) {
+            self.tried.retain(|tried| !Arc::ptr_eq(tried, &taker.member));
+        }
+        let Some(taker) = &self.taker else { return self.fleet.choose(Task::Write, &self.tried) };
+        let tried = self.tried.iter().any(|tried| Arc::ptr_eq(tried, &taker.member));
+        let there = !taker.member.health.is_down() || taker.member.health.may_ask();
+        (!tried && there).then(|| Arc::clone(&taker.member))
     }
 
     /// Hands it in, with a part of the time if somebody else can be tried after it.
@@ -380,6 +454,13 @@ impl<'a> Attempts<'a> {
 
     /// An attempt failed: an error if there is to be no other.
     fn failed(&mut self, member: Arc<Member>, error: Error, again: bool) -> Result<()> {
+        if !error.untaken && self.taker.is_none() {
+            self.taker = Some(Taker { member: Arc::clone(&member), epoch: self.epoch });
+            self.again = true;
+        } else if error.untaken && self.taker.is_some() {
+            // Whether it has left is found out by others; until then this costs nobody anything.
+            self.made -= 1;
+        }
         self.tried.push(member);
         if !again || !error.kind.is_outage() {
             return Err(error);

@@ -35,6 +35,8 @@ pub(super) struct Roster {
     links: BTreeMap<String, Link>,
     /// Who has left with an end, the last ones.
     ended: VecDeque<u64>,
+    /// And who has without.
+    vanished: VecDeque<u64>,
     census: Option<Census>,
     /// And the safe version at it.
     watermark: Option<(Moment, Version)>,
@@ -91,6 +93,7 @@ impl Roster {
             known: BTreeMap::new(),
             links: BTreeMap::new(),
             ended: VecDeque::new(),
+            vanished: VecDeque::new(),
             census: None,
             watermark: None,
         }
@@ -186,6 +189,16 @@ impl Roster {
     pub(super) fn mark(&self, address: &str) -> Option<Moment> {
         let epoch = self.links.get(address)?.epoch?;
         self.known.get(&epoch)?.mark.map(|(moment, _)| moment)
+    }
+
+    /// Of the origin to which the link leads now.
+    pub(super) fn epoch(&self, address: &str) -> Option<u64> {
+        self.links.get(address)?.live.as_ref()?.epoch
+    }
+
+    /// Whether an origin is known to be off the list of all: it writes nothing more, and what it intended is done.
+    pub(super) fn has_left(&self, epoch: u64) -> bool {
+        self.ended.contains(&epoch) || self.vanished.contains(&epoch)
     }
 
     #[cfg(test)]
@@ -314,7 +327,11 @@ impl Roster {
         }
         if !vanished.is_empty() {
             tracing::warn!(epochs = ?vanished, "origins are gone without a word: what they changed last may not have been heard");
-            vanished.iter().for_each(|epoch| _ = self.known.remove(epoch));
+            for epoch in vanished {
+                self.known.remove(&epoch);
+                self.vanished.push_front(epoch);
+            }
+            self.vanished.truncate(ENDED_MAX);
             return self.miss();
         }
         for epoch in &required {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     clock::Clock as _,
+    error::Kind,
     kv::{
         Version, WriteId,
         feed::{Follow, FollowerId, Frames, Member, Message},
     },
-    store::memory::FailedCommit,
+    store::{keys::Record, memory::FailedCommit},
     wire::feed::{Decoder, encode_ping},
 };
 
@@ -213,14 +214,38 @@ async fn what_is_deleted_or_expired_is_remembered_for_a_while_and_listed_by_nobo
 async fn a_write_that_is_handed_in_again_takes_effect_once() {
     let mut several = Several::start().await;
     let (first, second) = several.two([0, 300]).await;
-    let version = first.put_named("k", "mine", Some(77)).await.unwrap();
-    assert_eq!(second.put_named("k", "mine", Some(77)).await.unwrap(), version);
+    let version = first.put_named("k", "mine", Some(76)).await.unwrap();
+    assert_eq!(second.put_named("k", "mine", Some(76)).await.unwrap(), version);
     let other = second.put_named("k", "theirs", Some(78)).await.unwrap();
-    assert_eq!(first.put_named("k", "mine", Some(77)).await.unwrap(), version);
+    assert_eq!(first.put_named("k", "mine", Some(76)).await.unwrap(), version);
     assert_eq!(first.get("k").await.unwrap(), "theirs");
     assert_eq!(first.answer("k").await.version, other);
     // Another write's name is another write.
-    assert!(first.put_named("k", "mine again", Some(79)).await.unwrap() > other);
+    assert!(first.put_named("k", "mine again", Some(80)).await.unwrap() > other);
+}
+
+#[tokio::test]
+async fn a_write_handed_in_again_is_refused_rather_than_taken_twice() {
+    let mut several = Several::start().await;
+    let one = several.open(0).await;
+    let id = WriteId::drawn(76);
+    let version = one.put_named("k", "mine", Some(id.0)).await.unwrap();
+    let others = Record::NAMED_MAX as u64;
+    for other in 1..others {
+        one.put_named("k", "theirs", Some(1000 + 2 * other)).await.unwrap();
+    }
+    assert_eq!(one.put_named("k", "mine", Some(id.again().0)).await.unwrap(), version, "it is remembered still");
+    one.put_named("k", "theirs", Some(2000)).await.unwrap();
+    let error = one.put_named("k", "mine", Some(id.again().0)).await.unwrap_err();
+    assert!(error.kind == Kind::Unavailable && !error.untaken, "{error}");
+    assert_eq!(one.get("k").await.unwrap(), "theirs");
+    // What was not handed in before is a new write in any case; and what comes again to a key that nobody has written was not taken.
+    one.put_named("k", "new", Some(3000)).await.unwrap();
+    assert_eq!(one.get("k").await.unwrap(), "new");
+    one.put_named("another", "mine", Some(id.again().0)).await.unwrap();
+    several.pass(400 * SECOND).await;
+    one.put_named("k", "long after", Some(WriteId::drawn(78).again().0)).await.unwrap();
+    assert_eq!(one.get("k").await.unwrap(), "long after");
 }
 
 #[tokio::test]

@@ -273,7 +273,7 @@ impl Origin {
             Change::Delete => None,
             Change::Put { value, .. } => Some(value.collect(1 << 20).await?),
         };
-        let named = via.id.map(|id| (id, key.clone()));
+        let named = via.id.map(|id| (id.name(), key.clone()));
         let known = named.as_ref().and_then(|named| self.store.named.lock().unwrap().get(named).copied());
         let version = known.unwrap_or_else(|| {
             self.store.written.lock().unwrap().push(key.clone());
@@ -357,7 +357,7 @@ impl Writer for Origin {
             for (key, change) in writes {
                 let busy = self.busy_keys.lock().unwrap().contains(&key);
                 outcomes.push(match busy {
-                    true => Err(Error::unavailable("this one not")),
+                    true => Err(Error::unavailable("this one not").and_untaken()),
                     false => self.take(&key, change, via).await,
                 });
             }
