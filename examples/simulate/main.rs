@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
+#[path = "../../tests/sim/agreement.rs"]
+mod agreement;
 #[path = "../../tests/sim/chance.rs"]
 mod chance;
 mod charts;
@@ -12,6 +14,8 @@ mod charts;
 mod checker;
 #[path = "../../tests/sim/clock.rs"]
 mod clock;
+#[path = "../../tests/sim/cluster.rs"]
+mod cluster;
 #[path = "../../tests/sim/faults.rs"]
 mod faults;
 #[path = "../../tests/sim/finale.rs"]
@@ -21,12 +25,16 @@ mod measure;
 mod net;
 #[path = "../../tests/sim/profile.rs"]
 mod profile;
+#[path = "../../tests/sim/quorum.rs"]
+mod quorum;
 #[path = "../../tests/sim/regions.rs"]
 mod regions;
 #[path = "../../tests/sim/run.rs"]
 mod run;
 #[path = "../../tests/sim/store.rs"]
 mod store;
+#[path = "../../tests/sim/upsets.rs"]
+mod upsets;
 #[path = "../../tests/sim/workload.rs"]
 mod workload;
 #[path = "../../tests/sim/world.rs"]
@@ -45,6 +53,7 @@ use std::{
 };
 
 use clap::Parser;
+use profile::{Profile, Worlds};
 use run::Report;
 use world::Trace;
 
@@ -54,6 +63,12 @@ struct Arguments {
     /// The seeds to run, as FIRST..END.
     #[arg(long, value_parser = seeds, default_value = "0..200")]
     seeds: Range<u64>,
+    /// Worlds of several origins on a store that they share, rather than of one origin on a disk.
+    #[arg(long)]
+    several: bool,
+    /// The same, but with machines that are suspended, clocks and all: shows what a lease can't protect from.
+    #[arg(long, conflicts_with = "several")]
+    suspending: bool,
     /// Print everything that happens in the world of this seed, and run no other.
     #[arg(long)]
     trace: Option<u64>,
@@ -83,7 +98,7 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.trace {
-        return trace(seed);
+        return trace(arguments.worlds(), seed);
     }
     if let Some(folder) = &arguments.measure {
         return match measure::run(folder, arguments.only) {
@@ -99,16 +114,26 @@ fn main() -> ExitCode {
     if total.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn trace(seed: u64) -> ExitCode {
-    let report = run::seed(seed, Trace::kept());
+impl Arguments {
+    fn worlds(&self) -> Worlds {
+        match (self.several, self.suspending) {
+            (_, true) => Worlds::Suspending,
+            (true, false) => Worlds::Several,
+            (false, false) => Worlds::One,
+        }
+    }
+}
+
+fn trace(worlds: Worlds, seed: u64) -> ExitCode {
+    let report = run::seed(worlds, seed, Trace::kept());
     print!("{}", report.trace);
     match report.violation {
         None => {
-            println!("{} reads, no violation; {:?}", report.reads, profile::Profile::of_seed(seed));
+            println!("{} reads, no violation; {:?}", report.reads, Profile::of(worlds, seed));
             ExitCode::SUCCESS
         }
         Some(violation) => {
-            println!("{violation}\n{}{:?}", report.history, profile::Profile::of_seed(seed));
+            println!("{violation}\n{}{:?}", report.history, Profile::of(worlds, seed));
             ExitCode::FAILURE
         }
     }
@@ -146,13 +171,13 @@ fn run_all(arguments: &Arguments) -> Total {
                         return;
                     }
                     let started = busy();
-                    let report = run::seed(seed, Trace::default());
+                    let report = run::seed(arguments.worlds(), seed, Trace::default());
                     let took = busy().saturating_sub(started);
                     if let Some(violation) = &report.violation {
                         println!("violation: seed {seed}: {violation}");
                         let first = total.lock().expect("no thread panics").violations.is_empty();
                         if first && !arguments.first {
-                            println!("{}", run::story(seed, violation));
+                            println!("{}", run::story(arguments.worlds(), seed, violation));
                         }
                         stop.store(!arguments.keep_going, Ordering::Relaxed);
                     }
@@ -179,10 +204,11 @@ impl Total {
     }
 
     fn print(&self) {
-        let Report { reads, lists, effects, back_over_restart, simulated, counts, .. } = &self.sum;
+        let Report { reads, lists, effects, overtaken, back_over_restart, simulated, counts, .. } = &self.sum;
         let busy = self.busy.as_secs_f64();
         println!("{} seeds, {reads} reads and {lists} lists checked, {} violations", self.seeds, self.violations.len());
-        println!("{effects} writes took effect; {back_over_restart} reads went back over a restart of their location");
+        println!("{effects} writes took effect, and {overtaken} of those acknowledged gave way to a later one at once");
+        println!("{back_over_restart} reads went back over a restart of their location");
         println!(
             "{:.0} reads per second of one core, {:.0} times real time",
             *reads as f64 / busy,

@@ -61,6 +61,7 @@ fn profile(edges: usize, loss: f64, cache_bytes: u64) -> Profile {
         stale_if_unreachable: Duration::from_secs(24 * 3600),
         refills: 32,
         push_bytes_max: 1024,
+        several: None,
     }
 }
 

@@ -1,14 +1,20 @@
 //! What was true, and whether what was answered agrees with it.
 //!
-//! The truth is written down at the store's moment of effect (`store.rs`), beside what clients attempted and what they were acknowledged. Against it stands
+//! The truth is written down where a write takes effect: at the store's one moment of it (`store.rs`), or, in a store of several replicas (`quorum.rs`), from when the
+//! first of them has it, and a read may find it, to when a quorum has it, and each read must find it or a later one. Beside it stands what clients attempted and what they were acknowledged. Against it stands
 //! every answer. It fails on: an age below the true staleness, or above what the read accepts and not marked; a latest read answered with what was not current
 //! any more when it was asked; a version demand not met; a location that goes back; an expired state; a value no write wrote, or not whole; an acknowledged
-//! write that never took effect. What has to be so after everything healed is asked for in `finale.rs`.
+//! write that never took effect, or had been overtaken before it was asked for. What has to be so after everything healed is asked for in `finale.rs`.
+//!
+//! So a state is current *from* the moment at which a read may find it *to* the first moment at which a read must find a later one. Spans of different writes
+//! may overlap, and those of two writes under way at once may end in one moment: a write whose rows arrive only after a later one's have reached a quorum was never to be
+//! seen in the store. It counts as having been current for the instant before that later one, as both were under way then. All that needs to hold for it is
+//! that it began before that instant, which is checked when it is acknowledged. Of one key, spans end in the order of versions.
 //!
 //! Two tolerances, no more. [`DRIFT`]: ages are sums of what several machines' clocks counted, and those may be 200 millionths too slow. And
-//! [`EXPIRY_SLACK`]: entries expire by the origin's wall clock, which it reads in whole milliseconds.
+//! [`EXPIRY_SLACK`]: entries expire by an origin's wall clock, which it reads in whole milliseconds; to which comes by how much the clocks of several origins differ.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use crate::clock::{MICRO, MILLI, Nanos};
 
@@ -55,31 +61,46 @@ pub(crate) struct Answered {
     pub(crate) stale_max: Duration,
 }
 
-/// The newest state that a location has shown of a key: its version, and since when at the earliest it was current.
+/// The newest state that a location has shown of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Floor {
-    pub(crate) since: Nanos,
     pub(crate) version: u64,
 }
 
-/// From when to when a state was current.
+/// What a write made of its key, and from when to when that was so, unless it expired before.
 #[derive(Clone, Copy, Debug)]
 struct Span {
+    /// A read may find it.
     start: Nanos,
+    /// Each read must find something later.
     end: Nanos,
     version: u64,
-    present: bool,
-    /// Whether it ended, or will, by expiring.
-    expires: bool,
+    effect: Effect,
+}
+
+/// One of the states that a write makes: a value, or absence by its deletion or its expiry.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    end: Nanos,
+    version: u64,
+    /// When it had to be gone, if it was a value that expires.
+    expired: Option<Nanos>,
 }
 
 const OPEN: Nanos = u64::MAX;
 
 /// How a write changed its key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     Put { expires_at: Option<Nanos> },
     Delete,
+}
+
+/// All that was written to a key, by version, and how far reads must have come.
+struct History {
+    spans: Vec<Span>,
+    /// From when on each read must find so late a version or a later one. Both rise.
+    reached: Vec<(Nanos, u64)>,
 }
 
 /// A put that a client tried.
@@ -109,13 +130,18 @@ impl fmt::Display for Violation {
 
 #[derive(Default)]
 pub(crate) struct Checker {
-    histories: Vec<Vec<Span>>,
-    effects: HashMap<u64, (KeyIndex, Nanos)>,
+    histories: Vec<History>,
+    /// Of all writes. Two keys' may have the same one where there are several origins, two of one key never.
+    versions: HashSet<u64>,
     attempts: Vec<Attempt>,
+    /// By how much the wall clocks by which entries expire may differ.
+    skew: Nanos,
     pub(crate) violation: Option<Violation>,
     pub(crate) reads: u64,
     pub(crate) lists: u64,
     pub(crate) effects_seen: u64,
+    /// Acknowledged writes that nobody ever had to find, a later one having been there first.
+    pub(crate) overtaken: u64,
     /// Locations that went back over a restart of theirs, which is no violation.
     pub(crate) back_over_restart: u64,
 }
@@ -124,8 +150,12 @@ type Outcome<T = ()> = Result<T, String>;
 
 impl Checker {
     pub(crate) fn new(keys: usize) -> Checker {
-        let before = Span { start: 0, end: OPEN, version: 0, present: false, expires: false };
-        Checker { histories: vec![vec![before]; keys], ..Checker::default() }
+        Checker { histories: (0..keys).map(|_| History::new()).collect(), ..Checker::default() }
+    }
+
+    /// For a world in which several clocks judge when an entry expires.
+    pub(crate) fn with_skew(self, skew: Nanos) -> Checker {
+        Checker { skew, ..self }
     }
 
     pub(crate) fn fail(&mut self, violation: Violation) {
@@ -138,47 +168,64 @@ impl Checker {
         self.attempts.len() as u64 - 1
     }
 
-    /// A write took effect in the store.
+    /// A write took effect in the store, where that is one moment, and in the order of versions.
     pub(crate) fn took_effect(&mut self, at: Nanos, key: KeyIndex, version: u64, effect: Effect) -> Outcome {
-        self.effects_seen += 1;
-        self.effects.insert(version, (key, at));
-        let history = &mut self.histories[key];
-        // The absence that an expiry would have brought, if it has not come yet.
-        while history.len() > 1 && history[history.len() - 1].start >= at && history[history.len() - 2].expires {
-            history.pop();
+        let last = self.histories[key].reached.last().map_or(0, |(_, version)| *version);
+        if last >= version {
+            return Err(format!("version {version:016x} took effect after {last:016x}"));
         }
-        let last = history.last_mut().expect("a history begins with absence");
-        if last.version >= version {
-            return Err(format!("version {version:016x} took effect after {:016x}", last.version));
+        if self.versions.contains(&version) {
+            return Err(format!("version {version:016x} took effect twice"));
         }
-        if last.end > at {
-            last.end = at;
-            last.expires = false;
-        }
-        let present = matches!(effect, Effect::Put { .. });
-        history.push(Span { start: at, end: OPEN, version, present, expires: false });
-        if let Effect::Put { expires_at: Some(expires_at) } = effect {
-            let last = history.last_mut().expect("it was just put there");
-            last.end = expires_at.max(at);
-            last.expires = true;
-            let start = last.end;
-            history.push(Span { start, end: OPEN, version, present: false, expires: false });
+        self.arrived(at, key, version, effect)?;
+        self.reached(at, key, version);
+        Ok(())
+    }
+
+    /// A write has come to a replica: from here on a read may find it, unless it must find a later one already.
+    pub(crate) fn arrived(&mut self, at: Nanos, key: KeyIndex, version: u64, effect: Effect) -> Outcome {
+        self.versions.insert(version);
+        if self.histories[key].arrived(at, version, effect)? {
+            self.effects_seen += 1;
         }
         Ok(())
     }
 
-    /// A write was acknowledged: it has taken effect, and its location shows nothing older from here on.
-    pub(crate) fn acknowledged(&mut self, key: KeyIndex, attempt: Option<u64>, version: u64) -> Outcome<Floor> {
-        let Some((of, at)) = self.effects.get(&version).copied() else {
-            return Err(format!("version {version:016x} was acknowledged and has not taken effect"));
+    /// A quorum of the replicas has this version or later ones: from here on each read must find one of them.
+    pub(crate) fn reached(&mut self, at: Nanos, key: KeyIndex, version: u64) {
+        self.histories[key].reach(at, version);
+    }
+
+    /// A write that was begun at that moment was acknowledged: it has taken effect, no earlier than that, and its location shows nothing older from here on.
+    pub(crate) fn acknowledged(
+        &mut self,
+        key: KeyIndex,
+        attempt: Option<u64>,
+        version: u64,
+        begun: Nanos,
+    ) -> Outcome<Floor> {
+        let history = &self.histories[key];
+        let Some(span) = history.span(version) else {
+            return Err(format!(
+                "version {version:016x} was acknowledged, and no write of this key has taken effect with it"
+            ));
         };
-        if of != key {
-            return Err(format!("version {version:016x} was acknowledged, which is another key's"));
+        if history.reached.last().is_none_or(|(_, reached)| *reached < version) {
+            return Err(format!("version {version:016x} was acknowledged, and not every read must find it"));
+        }
+        if span.end < begun {
+            return Err(format!(
+                "version {version:016x} was acknowledged, and had been overtaken at {:.6} s, before it was begun",
+                seconds(span.end)
+            ));
+        }
+        if span.start >= span.end {
+            self.overtaken += 1;
         }
         if let Some(attempt) = attempt {
             self.bind(key, attempt, version)?;
         }
-        Ok(Floor { since: at, version })
+        Ok(Floor { version })
     }
 
     /// A value says which attempt it is of, and its answer which version made it: they belong together, always.
@@ -192,7 +239,7 @@ impl Checker {
                 Err(format!("one write's value with two versions: {bound:016x} and {version:016x}"))
             }
             Some(_) => Ok(()),
-            None if self.effects.get(&version).is_some_and(|(of, _)| *of == key) => {
+            None if self.histories[key].span(version).is_some() => {
                 attempt.version = Some(version);
                 Ok(())
             }
@@ -234,29 +281,27 @@ impl Checker {
         if demand.max_age.is_zero() && last.end < demand.asked_at {
             return Err("not the latest: it had been replaced when it was asked for".into());
         }
-        if let Seen::Present { .. } = seen
-            && last.expires
-            && at > last.end + expiry_slack(&last)
+        if let Some(expired) = last.expired
+            && at > expired
         {
-            return Err(format!("expired at {:.6} s", last.end as f64 / 1e9));
+            return Err(format!("expired, at {:.6} s at the latest", seconds(expired)));
         }
         if let Some(version) = demand.at_least {
-            let (_, effect) =
-                self.effects.get(&version).copied().ok_or("a demand for a version that was never written")?;
-            if last.end <= effect && last.version < version {
+            self.versions.get(&version).ok_or("a demand for a version that was never written")?;
+            // By versions, not by moments: of another key's write, what the clocks of two origins say is all there is to go by.
+            let next = self.histories[key].next(last.version);
+            if last.end <= demand.asked_at && next.is_some_and(|next| next <= version) {
                 return Err(format!(
-                    "the demand for version {version:016x}, of {:.6} s, is not met: ended at {:.6} s",
-                    effect as f64 / 1e9,
-                    last.end as f64 / 1e9
+                    "the demand for version {version:016x} is not met: ended at {:.6} s",
+                    seconds(last.end)
                 ));
             }
         }
-        if last.end <= demand.floor.since && last.version < demand.floor.version {
+        if last.version < demand.floor.version {
             return Err(format!(
-                "behind version {:016x}, of {:.6} s, which this location had shown or written: ended at {:.6} s",
+                "behind version {:016x}, which this location had shown or written: ended at {:.6} s",
                 demand.floor.version,
-                demand.floor.since as f64 / 1e9,
-                last.end as f64 / 1e9
+                seconds(last.end)
             ));
         }
         Ok(floor)
@@ -265,27 +310,27 @@ impl Checker {
     /// Whether an answer would have been behind this, were it not for a restart.
     pub(crate) fn is_behind(&self, key: KeyIndex, answered: &Answered, floor: Floor) -> bool {
         let found = self.current(key, answered.seen, 0, answered.at);
-        found.is_some_and(|(last, _)| last.end <= floor.since && last.version < floor.version)
+        found.is_some_and(|(last, _)| last.version < floor.version)
     }
 
-    /// The last span of that state which reaches to `from` or past it, and what one may conclude to have been seen.
-    fn current(&self, key: KeyIndex, seen: Seen, from: Nanos, until: Nanos) -> Option<(Span, Floor)> {
-        let mut found: Option<(Span, Floor)> = None;
-        for span in self.histories[key].iter().rev() {
-            // An expiry may be noticed a little before or after its moment.
-            if span.start > until + EXPIRY_SLACK {
-                continue;
-            }
-            if span.end.saturating_add(expiry_slack(span)) < from {
+    /// The last such state that was current at some moment from `from` to `until`, and what one may conclude to have been seen.
+    fn current(&self, key: KeyIndex, seen: Seen, from: Nanos, until: Nanos) -> Option<(Current, Floor)> {
+        let mut found: Option<(Current, Floor)> = None;
+        for span in self.histories[key].spans.iter().rev() {
+            if span.end < from {
                 break;
             }
-            let matches = match seen {
-                Seen::Present { version } => span.present && span.version == version,
-                Seen::Absent => !span.present,
+            let current = match seen {
+                Seen::Present { version } if version == span.version => span.present(self.skew),
+                Seen::Present { .. } => None,
+                Seen::Absent => span.absent(self.skew),
             };
-            if matches {
-                let floor = Floor { since: span.start, version: span.version };
-                found = Some(found.map_or((*span, floor), |(last, _)| (last, floor)));
+            if let Some((start, current)) = current
+                && start <= until
+                && current.end >= from
+            {
+                let floor = Floor { version: span.version };
+                found = Some(found.map_or((current, floor), |(last, _)| (last, floor)));
             }
         }
         found
@@ -306,66 +351,135 @@ impl Checker {
                 return Err(format!("key {key} is listed with another one's metadata"));
             };
             if let Some(version) = attempt.version
-                && !self.overlapping(*key, from, to).any(|span| span.present && span.version == version)
+                && self.current(*key, Seen::Present { version }, from, to).is_none()
             {
                 return Err(format!("key {key} is listed with a state that was not current meanwhile"));
             }
         }
         for (key, listed) in listed.iter().enumerate() {
-            let mut present = self.overlapping(key, from, to).map(|span| span.present);
-            let always = present.next().unwrap_or(false);
-            if present.all(|present| present == always) && always != *listed {
+            if !self.could_be(key, *listed, from, to) {
                 return Err(format!(
                     "key {key} is {}listed, and it was there {}",
                     if *listed { "" } else { "not " },
-                    if always { "all the time" } else { "at no time" }
+                    if *listed { "at no time" } else { "all the time" }
                 ));
             }
         }
         Ok(())
     }
 
-    fn overlapping(&self, key: KeyIndex, from: Nanos, to: Nanos) -> impl Iterator<Item = &Span> {
-        let spans = self.histories[key].iter();
-        spans.filter(move |span| {
-            let slack = if span.expires { EXPIRY_SLACK } else { 0 };
-            span.end.saturating_add(slack) >= from
-                && span.start <= to + EXPIRY_SLACK
-                && (span.start < span.end || span.end >= from)
+    /// Whether a key was there, or was not, at some moment of this time.
+    fn could_be(&self, key: KeyIndex, present: bool, from: Nanos, to: Nanos) -> bool {
+        let spans = self.histories[key].spans.iter().rev();
+        let mut near = spans.take_while(|span| span.end >= from);
+        near.any(|span| {
+            let current = if present { span.present(self.skew) } else { span.absent(self.skew) };
+            current.is_some_and(|(start, current)| start <= to && current.end >= from)
         })
     }
 
-    /// What a key's state is now.
-    pub(crate) fn now(&self, key: KeyIndex, at: Nanos) -> Seen {
-        let span = self.histories[key].iter().rev().find(|span| span.start <= at);
-        match span {
-            Some(span) if span.present => Seen::Present { version: span.version },
-            _ => Seen::Absent,
-        }
-    }
-
-    /// Whether a key's state changed, or was about to, within this time.
-    pub(crate) fn changed_within(&self, key: KeyIndex, from: Nanos, to: Nanos) -> bool {
-        self.histories[key].iter().any(|span| span.start + EXPIRY_SLACK >= from && span.start <= to + EXPIRY_SLACK)
+    /// Whether a key's state was this at some moment of this time.
+    pub(crate) fn was(&self, key: KeyIndex, seen: Seen, from: Nanos, to: Nanos) -> bool {
+        self.current(key, seen, from, to).is_some()
     }
 
     /// The last spans of a key, for a story.
     pub(crate) fn story(&self, key: KeyIndex) -> String {
-        let spans = &self.histories[key];
+        let spans = &self.histories[key].spans;
         let mut text = String::new();
         for span in &spans[spans.len().saturating_sub(8)..] {
-            let state = if span.present { "present" } else { "absent" };
-            let end = if span.end == OPEN { "...".to_owned() } else { format!("{:.6}", span.end as f64 / 1e9) };
-            text.push_str(&format!("  {:.6} to {end}: {state} {:016x}\n", span.start as f64 / 1e9, span.version));
+            let state = match span.effect {
+                Effect::Put { expires_at: None } => "put".to_owned(),
+                Effect::Put { expires_at: Some(at) } => format!("put, until {:.6}", seconds(at)),
+                Effect::Delete => "absent".to_owned(),
+            };
+            let end = if span.end == OPEN { "...".to_owned() } else { format!("{:.6}", seconds(span.end)) };
+            text.push_str(&format!("  {:.6} to {end}: {:016x} {state}\n", seconds(span.start), span.version));
         }
         text
     }
 }
 
-/// By how much a location may notice an expiry too late: its own clock counts the time left.
-fn expiry_slack(span: &Span) -> Nanos {
-    if !span.expires {
-        return 0;
+fn seconds(nanos: Nanos) -> f64 {
+    nanos as f64 / 1e9
+}
+
+impl History {
+    /// At first a key is absent.
+    fn new() -> History {
+        let before = Span { start: 0, end: OPEN, version: 0, effect: Effect::Delete };
+        History { spans: vec![before], reached: Vec::new() }
     }
-    EXPIRY_SLACK + ((span.end - span.start) as f64 * DRIFT_BETWEEN) as Nanos
+
+    fn place(&self, version: u64) -> Result<usize, usize> {
+        self.spans.binary_search_by_key(&version, |span| span.version)
+    }
+
+    fn span(&self, version: u64) -> Option<Span> {
+        self.place(version).ok().map(|at| self.spans[at])
+    }
+
+    /// The version of the write that follows.
+    fn next(&self, version: u64) -> Option<u64> {
+        let after = self.spans.partition_point(|span| span.version <= version);
+        self.spans.get(after).map(|span| span.version)
+    }
+
+    /// Whether it is the first that is heard of this write.
+    fn arrived(&mut self, at: Nanos, version: u64, effect: Effect) -> Outcome<bool> {
+        match self.place(version) {
+            Ok(place) if self.spans[place].effect != effect => {
+                Err(format!("version {version:016x} is {:?} here and {effect:?} there", self.spans[place].effect))
+            }
+            Ok(_) => Ok(false),
+            Err(place) => {
+                let overtaken = self.reached.partition_point(|(_, reached)| *reached <= version);
+                let end = self.reached.get(overtaken).map_or(OPEN, |(at, _)| *at);
+                self.spans.insert(place, Span { start: at.min(end), end, version, effect });
+                Ok(true)
+            }
+        }
+    }
+
+    fn reach(&mut self, at: Nanos, version: u64) {
+        if self.reached.last().is_some_and(|(_, reached)| *reached >= version) {
+            return;
+        }
+        self.reached.push((at, version));
+        // Ends rise with versions, so what is open is at the end.
+        for span in self.spans.iter_mut().rev().skip_while(|span| span.version >= version) {
+            if span.end != OPEN {
+                break;
+            }
+            span.end = at;
+            span.start = span.start.min(at);
+        }
+    }
+}
+
+impl Span {
+    /// From when on there was a value.
+    fn present(&self, skew: Nanos) -> Option<(Nanos, Current)> {
+        let Effect::Put { expires_at } = self.effect else { return None };
+        let current = Current { end: self.end, version: self.version, expired: None };
+        let Some(expires_at) = expires_at else { return Some((self.start, current)) };
+        // An expiry may be noticed a little before or after its moment; by a location later by as much as its own clock counts the time left too slowly.
+        let counted = (expires_at.saturating_sub(self.start) as f64 * DRIFT_BETWEEN) as Nanos;
+        let gone = expires_at.max(self.start) + skew + EXPIRY_SLACK + counted;
+        Some((self.start, Current { end: self.end.min(gone), expired: Some(gone), ..current }))
+    }
+
+    /// From when on there was none.
+    fn absent(&self, skew: Nanos) -> Option<(Nanos, Current)> {
+        let current = Current { end: self.end, version: self.version, expired: None };
+        match self.effect {
+            Effect::Delete => Some((self.start, current)),
+            Effect::Put { expires_at: None } => None,
+            Effect::Put { expires_at: Some(at) } => {
+                let start = at.saturating_sub(skew + EXPIRY_SLACK).max(self.start);
+                // Replaced before it expired, it never was.
+                (start <= self.end).then_some((start, current))
+            }
+        }
+    }
 }

@@ -214,17 +214,42 @@ impl Machine {
     }
 }
 
-/// The time between a process's start and its end.
+/// The time between a process's start and its end. It may be paused meanwhile, as by SIGSTOP: its clocks and its connections stay, and nothing of it runs.
 pub(crate) struct Life {
+    time: Arc<Time>,
     ended: AtomicBool,
     /// Whether nobody is told of its end, as when the power goes, rather than a process.
     silent: AtomicBool,
+    paused_until: AtomicU64,
+    /// For how long its monotonic clock has stood still.
+    frozen: AtomicU64,
     pub(crate) end: CancellationToken,
 }
 
 impl Life {
-    pub(crate) fn begin() -> Arc<Life> {
-        Arc::new(Life { ended: AtomicBool::new(false), silent: AtomicBool::new(false), end: CancellationToken::new() })
+    pub(crate) fn begin(time: &Arc<Time>) -> Arc<Life> {
+        Arc::new(Life {
+            time: Arc::clone(time),
+            ended: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            paused_until: AtomicU64::new(0),
+            frozen: AtomicU64::new(0),
+            end: CancellationToken::new(),
+        })
+    }
+
+    /// Nothing of the process runs for so long. A task runs only when something wakes it: a timer, a message, an answer of the store; each of those
+    /// comes through [`Life::check`], and waits there.
+    pub(crate) fn pause(&self, nanos: Nanos) {
+        self.paused_until.fetch_max(self.time.now() + nanos, Ordering::Relaxed);
+    }
+
+    /// The same, as when the machine is suspended: meanwhile its monotonic clock stands still, which nothing that runs on it can see.
+    pub(crate) fn suspend(&self, nanos: Nanos) {
+        let before = self.paused_until.load(Ordering::Relaxed).max(self.time.now());
+        self.pause(nanos);
+        let lasts = self.paused_until.load(Ordering::Relaxed) - before;
+        self.frozen.fetch_add(lasts, Ordering::Relaxed);
     }
 
     pub(crate) fn end(&self, silent: bool) {
@@ -241,10 +266,17 @@ impl Life {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// Goes on only as long as the life does: what comes after it is done by nobody.
+    /// Goes on only as long as the life does, and not while it is paused: what comes after its end is done by nobody.
     pub(crate) async fn check(&self) {
-        if self.is_over() {
-            std::future::pending::<()>().await;
+        loop {
+            if self.is_over() {
+                std::future::pending::<()>().await;
+            }
+            let until = self.paused_until.load(Ordering::Relaxed);
+            if self.time.now() >= until {
+                return;
+            }
+            self.time.until(until).await;
         }
     }
 }
@@ -274,9 +306,15 @@ impl SimClock {
     }
 }
 
+/// For how long the process has not been suspended.
+fn lived(life: &Life, since: Nanos) -> Nanos {
+    // A suspension counts from its beginning: until its end nobody looks.
+    (life.time.now() - since).saturating_sub(life.frozen.load(Ordering::Relaxed))
+}
+
 impl Clock for SimClock {
     fn now(&self) -> Moment {
-        Moment::from_nanos(self.start + self.machine.counted(self.machine.time.now() - self.started_at))
+        Moment::from_nanos(self.start + self.machine.counted(lived(&self.life, self.started_at)))
     }
 
     fn wall_millis(&self) -> u64 {
@@ -287,11 +325,17 @@ impl Clock for SimClock {
         let counted = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4);
         let timer = (counted > 0).then(|| self.machine.time.sleep(self.machine.passing(counted)));
         let life = Arc::clone(&self.life);
+        let frozen = life.frozen.load(Ordering::Relaxed);
         Box::pin(async move {
             if let Some(timer) = timer {
                 timer.await;
             }
             life.check().await;
+            let frozen = life.frozen.load(Ordering::Relaxed) - frozen;
+            if frozen > 0 {
+                life.time.sleep(frozen).await;
+                life.check().await;
+            }
         })
     }
 

@@ -9,7 +9,7 @@ use crate::{
     clock::{MILLI, Nanos, SECOND},
     net::Way,
     workload,
-    world::{CENTRAL, ORIGIN, World},
+    world::{CENTRAL, Node, ORIGIN, World},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
     match fault {
         Fault::Reset => {
             world.count("fault: connections reset");
-            node.wire.reset();
+            node.wires().for_each(|wire| wire.reset());
         }
         Fault::Partition => {
             world.count("fault: partition");
@@ -88,9 +88,10 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
         }
         Fault::CutOffCentre => {
             world.count("fault: centre cut off");
+            let tops = world.tops();
             let below: Vec<usize> =
-                (CENTRAL + 1..world.nodes.len()).filter(|at| world.nodes[*at].parent == CENTRAL).collect();
-            let nodes = if chance.happens(0.5) { vec![CENTRAL] } else { below };
+                (tops.end..world.nodes.len()).filter(|at| tops.contains(&world.nodes[*at].parent)).collect();
+            let nodes = if chance.happens(0.5) { tops.collect() } else { below };
             cut(&world, &nodes, &[Way::Up, Way::Down], lasting, &mut chance).await;
         }
         Fault::TierCrash => {
@@ -105,6 +106,8 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
                 world.start_tier(index);
             }
         }
+        // Of several origins other things go wrong (`upsets.rs`).
+        Fault::OriginCrash | Fault::SlowDisk if world.several.is_some() => {}
         Fault::OriginCrash => {
             world.count("fault: origin crashes");
             restart_origin(&world, chance.happens(0.3), lasting / 2).await;
@@ -141,6 +144,7 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
             }
             world.count("fault: wall clock set");
             let millis = chance.between(0, 7_200_000) as i64 - 3_600_000;
+            // In a world of several origins the first is nobody's: theirs are set among the upsets.
             let machine = *chance.pick(&[ORIGIN, ORIGIN, index]);
             world.nodes[machine].machine.step_wall(millis);
         }
@@ -153,15 +157,15 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
             let stalled = matches!(fault, Fault::StalledFollower);
             world.count(if stalled { "fault: follower stalls" } else { "fault: slow follower" });
             let reluctance = if stalled { lasting } else { chance.between(20, 600) * MILLI };
-            node.wire.reluctance.store(reluctance, std::sync::atomic::Ordering::Relaxed);
+            set_reluctance(node, reluctance);
             world.time.sleep(lasting).await;
-            node.wire.reluctance.store(0, std::sync::atomic::Ordering::Relaxed);
+            set_reluctance(node, 0);
         }
         Fault::Loss => {
             world.count("fault: many messages lost");
-            node.wire.set_loss(0.3);
+            node.wires().for_each(|wire| wire.set_loss(0.3));
             world.time.sleep(lasting).await;
-            node.wire.set_loss(if world.is_over() { 0.0 } else { world.profile.loss });
+            node.wires().for_each(|wire| wire.set_loss(if world.is_over() { 0.0 } else { world.profile.loss }));
         }
     }
 }
@@ -170,14 +174,14 @@ async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
 async fn cut(world: &World, nodes: &[usize], ways: &[Way], lasting: Nanos, chance: &mut Chance) {
     let each = |blocked| {
         for node in nodes {
-            ways.iter().for_each(|way| world.nodes[*node].wire.block(*way, blocked));
+            world.nodes[*node].wires().for_each(|wire| ways.iter().for_each(|way| wire.block(*way, blocked)));
         }
     };
     each(true);
     world.time.sleep(lasting).await;
     each(false);
     if chance.happens(0.5) {
-        nodes.iter().for_each(|node| world.nodes[*node].wire.reset());
+        nodes.iter().for_each(|node| world.nodes[*node].wires().for_each(|wire| wire.reset()));
     }
 }
 
@@ -194,10 +198,12 @@ async fn restart_origin(world: &World, silent: bool, pause: Nanos) {
 /// Mends everything: from here on nothing goes wrong any more. What is being put right already is waited for.
 pub(crate) async fn heal(world: &Arc<World>) {
     for node in &world.nodes {
-        node.wire.block(Way::Up, false);
-        node.wire.block(Way::Down, false);
-        node.wire.set_loss(0.0);
-        node.wire.reluctance.store(0, std::sync::atomic::Ordering::Relaxed);
+        for wire in node.wires() {
+            wire.block(Way::Up, false);
+            wire.block(Way::Down, false);
+            wire.set_loss(0.0);
+        }
+        set_reluctance(node, 0);
     }
     world.disk().set_slowness(1.0);
     // Longer than any fault lasts.
@@ -207,7 +213,13 @@ pub(crate) async fn heal(world: &Arc<World>) {
             world.start_tier(index);
         }
     }
-    if !world.origin_runs() {
-        world.start_origin().await;
+    match &world.several {
+        Some(cluster) => cluster.heal().await,
+        None if !world.origin_runs() => world.start_origin().await,
+        None => {}
     }
+}
+
+fn set_reluctance(node: &Node, reluctance: Nanos) {
+    node.wires().for_each(|wire| wire.reluctance.store(reluctance, std::sync::atomic::Ordering::Relaxed));
 }

@@ -225,7 +225,7 @@ impl Link {
                 () = given_up => return,
             }
             let outcome = match ends.upstream.served() {
-                None => Err(unreachable("nobody listens upstream")),
+                None => Err(unreachable("nobody listens upstream").and_untaken()),
                 Some(served) => {
                     ends.upstream.asked.fetch_add(1, Ordering::Relaxed);
                     let life = Arc::clone(&served.life);
@@ -238,7 +238,12 @@ impl Link {
                             }
                             Err(unreachable("upstream broke off"))
                         }
-                        outcome = serve(served, connection) => outcome.map_err(Error::from_elsewhere),
+                        outcome = async {
+                            life.check().await;
+                            let outcome = serve(served, connection).await;
+                            life.check().await;
+                            outcome
+                        } => outcome.map_err(Error::from_elsewhere),
                     }
                 }
             };
@@ -303,6 +308,7 @@ impl Connection {
                         piece = pieces.next() => piece,
                         () = sender.closed() => break,
                     };
+                    speaker.check().await;
                     wire.open(way).await;
                     let is_last = piece.is_none();
                     let bytes = piece.as_ref().map_or(0, |piece| piece.as_ref().map_or(0, |piece| piece.len() as u64));
@@ -343,6 +349,8 @@ impl Connection {
                 if feed && way == Way::Down && reluctance > 0 {
                     connection.ends.time.sleep(reluctance).await;
                 }
+                let listener = if way == Way::Up { &connection.upstream } else { &connection.ends.life };
+                listener.check().await;
                 piece
             };
             let piece = tokio::select! {

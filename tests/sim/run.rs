@@ -11,8 +11,8 @@ use crate::{
     checker::Violation,
     clock::{Nanos, Time},
     faults, finale,
-    profile::Profile,
-    workload,
+    profile::{Profile, Worlds},
+    upsets, workload,
     world::{Trace, World, lock},
 };
 
@@ -22,6 +22,7 @@ pub(crate) struct Report {
     pub(crate) reads: u64,
     pub(crate) lists: u64,
     pub(crate) effects: u64,
+    pub(crate) overtaken: u64,
     pub(crate) back_over_restart: u64,
     pub(crate) simulated: Nanos,
     pub(crate) locations: u64,
@@ -38,6 +39,7 @@ impl Report {
         self.reads += other.reads;
         self.lists += other.lists;
         self.effects += other.effects;
+        self.overtaken += other.overtaken;
         self.back_over_restart += other.back_over_restart;
         self.simulated += other.simulated;
         self.locations = self.locations.max(other.locations);
@@ -48,8 +50,8 @@ impl Report {
 }
 
 /// Runs one seed to its end, or to its first violation.
-pub(crate) fn seed(seed: u64, trace: Trace) -> Report {
-    world(seed, Profile::of_seed(seed), trace)
+pub(crate) fn seed(worlds: Worlds, seed: u64, trace: Trace) -> Report {
+    world(seed, Profile::of(worlds, seed), trace)
 }
 
 pub(crate) fn world(seed: u64, profile: Profile, trace: Trace) -> Report {
@@ -80,6 +82,7 @@ pub(crate) fn world(seed: u64, profile: Profile, trace: Trace) -> Report {
 async fn live(world: &Arc<World>) {
     workload::start(world);
     faults::start(world);
+    upsets::start(world);
     let end = world.time.now() + world.profile.duration;
     while world.time.now() < end && !world.is_over() {
         world.time.sleep((end - world.time.now()).min(100_000_000)).await;
@@ -98,6 +101,7 @@ fn report(world: &World) -> Report {
         reads: checker.reads,
         lists: checker.lists,
         effects: checker.effects_seen,
+        overtaken: checker.overtaken,
         back_over_restart: checker.back_over_restart,
         simulated: world.time.now(),
         locations: world.edges().len() as u64,
@@ -128,10 +132,15 @@ fn count_panics() {
 const STORY_LINES: usize = 60;
 
 /// A violation as one wants to read it: how to run it again, and what happened to the key, at that location and above it.
-pub(crate) fn story(seed: u64, violation: &Violation) -> String {
-    let report = self::seed(seed, Trace::kept());
-    let mut text = format!("seed {seed}: {violation}\n{:?}\n", Profile::of_seed(seed));
-    text.push_str(&format!("  again: cargo run --release --example simulate -- --trace {seed}\n"));
+pub(crate) fn story(worlds: Worlds, seed: u64, violation: &Violation) -> String {
+    let report = self::seed(worlds, seed, Trace::kept());
+    let mut text = format!("seed {seed}: {violation}\n{:?}\n", Profile::of(worlds, seed));
+    let family = match worlds {
+        Worlds::One => "",
+        Worlds::Several => "--several ",
+        Worlds::Suspending => "--suspending ",
+    };
+    text.push_str(&format!("  again: cargo run --release --example simulate -- {family}--trace {seed}\n"));
     if report.violation.as_ref().map(ToString::to_string) != Some(violation.to_string()) {
         text.push_str("  RUN AGAIN, IT DIFFERS: something is not determined by the seed\n");
     }

@@ -451,12 +451,12 @@ fn acknowledged(
     let version = written.version.as_u64();
     let what = if attempt.is_some() { "put" } else { "deletion" };
     world.count(if attempt.is_some() { "puts" } else { "deletions" });
-    let started = started as f64 / 1e9;
+    let begun = started as f64 / 1e9;
     world.trace.line(
         world.time.now(),
-        format_args!("node {node} key {key} {what} {version:x} acknowledged, begun {started:.6}"),
+        format_args!("node {node} key {key} {what} {version:x} acknowledged, begun {begun:.6}"),
     );
-    let outcome = world.checker().acknowledged(key, attempt, version);
+    let outcome = world.checker().acknowledged(key, attempt, version, started);
     match outcome {
         // Its process is the one that was asked, or the client would not have been answered.
         Ok(floor) => raise(process, key, floor),

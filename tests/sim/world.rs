@@ -10,8 +10,12 @@ use std::{
 };
 
 use kvasar::{
-    cache::tier::{Tier, TierSettings},
-    kv::{Account, AccountId, Control, Controlled, Key, NamespaceId, Writer as _},
+    cache::{
+        fleet::{Dial, Fleet, FleetSettings},
+        tier::{Tier, TierSettings},
+    },
+    clock::Clock,
+    kv::{Account, AccountId, Backend, Control, Controlled, Key, NamespaceId, Writer as _},
     metrics::Metrics,
     origin::{Origin, OriginSettings},
     purge::feed::FeedSettings,
@@ -22,6 +26,7 @@ use crate::{
     chance::Chance,
     checker::{Checker, Floor, KeyIndex, Violation},
     clock::{Life, MICRO, MILLI, Machine, Nanos, SimClock, Time},
+    cluster::{Cluster, Site},
     net::{Address, Link, Served, Wire},
     profile::Profile,
     regions::{REGIONS, ROUND_TRIP_MILLIS},
@@ -42,6 +47,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     origin: Mutex<OriginProcess>,
     disk: Arc<Disk>,
+    /// In the place of the two, where there are several origins.
+    pub(crate) several: Option<Cluster>,
     pub(crate) checker: Arc<Mutex<Checker>>,
     chance: Mutex<Chance>,
     /// Clients and faults stop once this is set.
@@ -53,12 +60,14 @@ pub(crate) struct World {
     pub(crate) learnt: Mutex<Vec<u64>>,
 }
 
-/// A machine and what runs on it. The first is the origin's, the second the central tier's, then come the regional tiers' and the edge locations'.
+/// A machine and what runs on it. The first is the origin's, or stands for all of them; then come the central tiers', the regional ones' and the edge locations'.
 pub(crate) struct Node {
     pub(crate) parent: usize,
     pub(crate) machine: Arc<Machine>,
     /// To the machine above; the origin's leads nowhere.
     pub(crate) wire: Arc<Wire>,
+    /// To the other sites, where several origins are above.
+    more_wires: Vec<Arc<Wire>>,
     pub(crate) address: Arc<Address>,
     process: Mutex<Option<Process>>,
     /// What the location had shown before its last restart.
@@ -88,8 +97,14 @@ impl World {
     /// A world with its origin at work and its tiers started, but nobody to use it.
     pub(crate) async fn start(time: &Arc<Time>, seed: u64, profile: Profile, trace: Trace) -> Arc<World> {
         let mut chance = Chance::new(seed ^ 0x77);
-        let checker = Arc::new(Mutex::new(Checker::new(profile.keys)));
-        let nodes = nodes(time, &profile, &mut chance);
+        let skew = profile.several.as_ref().map_or(0, |several| Cluster::skew(&profile, several));
+        let checker = Arc::new(Mutex::new(Checker::new(profile.keys).with_skew(skew)));
+        let metrics = Metrics::default();
+        let several = profile
+            .several
+            .as_ref()
+            .map(|several| Cluster::new(time, &profile, several, &checker, metrics.origin(), &trace, chance.fork()));
+        let nodes = nodes(time, &profile, several.as_ref(), &mut chance);
         let disk = Disk::new(&nodes[ORIGIN].machine, &checker, profile.commit, chance.fork());
         let world = Arc::new(World {
             time: Arc::clone(time),
@@ -99,16 +114,25 @@ impl World {
             nodes,
             origin: Mutex::default(),
             disk,
+            several,
             checker,
             chance: Mutex::new(chance),
             over: AtomicBool::new(false),
             counts: Mutex::default(),
             trace,
-            metrics: Metrics::default(),
+            metrics,
             learnt: Mutex::default(),
         });
-        world.start_origin().await;
+        match &world.several {
+            None => world.start_origin().await,
+            Some(cluster) => cluster.start(0),
+        }
         world.make_namespace().await;
+        if let Some(cluster) = &world.several {
+            cluster.start_missing();
+            cluster.settle().await;
+            cluster.ring.set_calm(false);
+        }
         for node in CENTRAL..world.nodes.len() {
             world.start_tier(node);
         }
@@ -139,12 +163,17 @@ impl World {
     }
 
     pub(crate) fn edges(&self) -> std::ops::Range<usize> {
-        2 + self.profile.regionals..self.nodes.len()
+        1 + self.profile.centrals() + self.profile.regionals..self.nodes.len()
+    }
+
+    /// The tiers that have the origin above them, or all of them.
+    pub(crate) fn tops(&self) -> std::ops::Range<usize> {
+        CENTRAL..CENTRAL + self.profile.centrals()
     }
 
     /// Starts the origin on what its disk has.
     pub(crate) async fn start_origin(&self) {
-        let life = Life::begin();
+        let life = Life::begin(&self.time);
         let node = &self.nodes[ORIGIN];
         let seed = lock(&self.chance).next();
         let clock = SimClock::shared(&node.machine, &life, seed);
@@ -171,13 +200,19 @@ impl World {
     }
 
     async fn make_namespace(&self) {
-        let origin = lock(&self.origin).origin.clone().expect("it was just started");
+        let origin = match &self.several {
+            None => lock(&self.origin).origin.clone().expect("it was just started"),
+            Some(cluster) => cluster.opened(0).await,
+        };
         let account = Account { id: ACCOUNT, name: "everyone".into() };
         origin.ensure_account(&account).await.expect("a new store takes an account");
         let create = Control::CreateNamespace { title: "all".into(), jurisdiction: None, mode: None };
         let (created, _) = origin.control(ACCOUNT, create).await.expect("a new store takes a namespace");
         let Controlled::Namespace(namespace) = created else { panic!("a namespace was created") };
-        self.disk.watch(namespace.id);
+        match &self.several {
+            None => self.disk.watch(namespace.id),
+            Some(cluster) => cluster.watch(namespace.id),
+        }
         self.namespace.set(namespace.id).expect("it is made once");
     }
 
@@ -211,11 +246,16 @@ impl World {
 
     pub(crate) fn start_tier(&self, index: usize) {
         let node = &self.nodes[index];
-        let life = Life::begin();
+        let life = Life::begin(&self.time);
         let clock = SimClock::shared(&node.machine, &life, lock(&self.chance).next());
-        let parent = &self.nodes[node.parent].address;
         let profile = &self.profile;
-        let link = Link::new(&self.time, &node.wire, &life, parent, profile.upstream_deadline);
+        let upstream: Arc<dyn Backend> = match &self.several {
+            Some(cluster) if node.parent == ORIGIN => self.fleet(cluster, index, &life, &clock),
+            _ => {
+                let parent = &self.nodes[node.parent].address;
+                Arc::new(Link::new(&self.time, &node.wire, &life, parent, profile.upstream_deadline))
+            }
+        };
         let settings = TierSettings {
             name: format!("node {index}"),
             cache_bytes: profile.cache_bytes,
@@ -227,12 +267,34 @@ impl World {
             feed_interval: profile.feed_interval,
             feed: self.feed_settings(),
         };
-        let tier = Tier::new(Arc::new(link), format!("node {}", node.parent), clock, settings);
+        let tier = Tier::new(upstream, format!("node {}", node.parent), clock, settings);
         tokio::spawn(tier.clone().follow(CancellationToken::new()));
         node.address.serve(Some(Served { life: Arc::clone(&life), backend: Arc::new(tier.clone()) }));
         let shown = Arc::new(Mutex::new(vec![Floor::default(); self.keys.len()]));
         *lock(&node.process) = Some(Process { life, tier, shown, waiting: Arc::default() });
         self.trace.line(self.time.now(), format_args!("node {index} starts"));
+    }
+
+    /// What a tier that follows all origins has above it.
+    fn fleet(&self, cluster: &Cluster, index: usize, life: &Arc<Life>, clock: &Arc<dyn Clock>) -> Arc<dyn Backend> {
+        let node = &self.nodes[index];
+        let deadline = self.profile.upstream_deadline;
+        let links = cluster.sites.iter().zip(node.wires()).map(|(site, wire)| {
+            let link: Arc<dyn Backend> = Arc::new(Link::new(&self.time, wire, life, &site.address, deadline));
+            (site.name.clone(), link)
+        });
+        let links: BTreeMap<String, Arc<dyn Backend>> = links.collect();
+        let dial: Dial = Arc::new(move |address| Arc::clone(&links[address]));
+        let settings = FleetSettings {
+            name: format!("node {index}"),
+            deadline,
+            feed_interval: self.profile.feed_interval,
+            feed: self.feed_settings(),
+        };
+        let metrics = self.metrics.fleet(&settings.name);
+        let fleet = Fleet::new(dial, cluster.named(), Arc::clone(clock), settings, metrics);
+        tokio::spawn(fleet.clone().run(CancellationToken::new()));
+        Arc::new(fleet)
     }
 
     /// Ends a tier's process: with its connections, or, as when the power goes, without a word.
@@ -257,35 +319,57 @@ impl World {
     }
 }
 
-/// The machines, and how far each is from the one above it.
-fn nodes(time: &Arc<Time>, profile: &Profile, chance: &mut Chance) -> Vec<Node> {
-    let count = 2 + profile.regionals + profile.edges;
+impl Node {
+    /// All wires to what is above.
+    pub(crate) fn wires(&self) -> impl Iterator<Item = &Arc<Wire>> {
+        std::iter::once(&self.wire).chain(&self.more_wires)
+    }
+}
+
+/// The machines, and how far each is from the one above it, or from each site on which an origin may be.
+fn nodes(time: &Arc<Time>, profile: &Profile, several: Option<&Cluster>, chance: &mut Chance) -> Vec<Node> {
+    let centrals = profile.centrals();
+    let tiers = 1 + centrals + profile.regionals;
+    let count = tiers + profile.edges;
     let mut regions: Vec<usize> = Vec::with_capacity(count);
     let mut nodes = Vec::with_capacity(count);
+    let central = |chance: &mut Chance| {
+        if centrals == 1 { CENTRAL } else { CENTRAL + chance.below(centrals as u64) as usize }
+    };
     for index in 0..count {
-        let is_edge = index >= 2 + profile.regionals;
+        let is_edge = index >= tiers;
         let (parent, region) = if index <= CENTRAL {
             // The origin and the central tier stand side by side, in the first region.
             (ORIGIN, 0)
+        } else if index <= centrals {
+            (ORIGIN, chance.below(REGIONS.len() as u64) as usize)
         } else if !is_edge {
-            (CENTRAL, chance.below(REGIONS.len() as u64) as usize)
+            (central(chance), chance.below(REGIONS.len() as u64) as usize)
         } else if profile.regionals == 0 {
-            (CENTRAL, index % REGIONS.len())
+            (central(chance), index % REGIONS.len())
         } else {
-            let parent = 2 + chance.below(profile.regionals as u64) as usize;
+            let parent = 1 + centrals + chance.below(profile.regionals as u64) as usize;
             (parent, regions[parent])
         };
         regions.push(region);
-        let trip = ROUND_TRIP_MILLIS[region][regions[parent]] * MILLI;
         // From the region's centre to the location itself.
         let last_mile = if is_edge { chance.between(200, 4000) * MICRO } else { 0 };
         let drift = chance.between(0, 2 * profile.drift_max as u64) as i64 - profile.drift_max;
         let wall_error = chance.between(0, 4000) as i64 - 2000;
-        let wire = Wire::new(time, trip / 2 + last_mile, profile.loss, chance.fork());
+        let wire = |above: usize, chance: &mut Chance| {
+            let trip = ROUND_TRIP_MILLIS[region][above] * MILLI;
+            Wire::new(time, trip / 2 + last_mile, profile.loss, chance.fork())
+        };
+        let sites: &[Site] = match several {
+            Some(cluster) if parent == ORIGIN && index != ORIGIN => &cluster.sites,
+            _ => &[],
+        };
+        let above = sites.first().map_or(regions[parent], |site| site.region);
         nodes.push(Node {
             parent,
             machine: Arc::new(Machine::new(time, drift, wall_error)),
-            wire,
+            wire: wire(above, chance),
+            more_wires: sites.iter().skip(1).map(|site| wire(site.region, chance)).collect(),
             address: Arc::default(),
             process: Mutex::default(),
             shown_before: Mutex::new(vec![Floor::default(); profile.keys]),
