@@ -308,6 +308,7 @@ impl Parts<'_> {
             address: address.to_owned(),
             secret: secret.reveal().to_owned(),
             deadline: settings.upstream_deadline,
+            write_deadline: settings.write_deadline.max(settings.upstream_deadline),
             concurrency: settings.upstream_concurrency,
             delay: settings.delay,
         })
@@ -330,6 +331,7 @@ impl Parts<'_> {
         let fleet_settings = FleetSettings {
             name: settings.name.clone(),
             deadline: settings.upstream_deadline + settings.delay * 4,
+            write_deadline: settings.write_deadline.max(settings.upstream_deadline) + settings.delay * 4,
             feed_interval: settings.feed_interval,
             feed: FeedSettings::default(),
         };

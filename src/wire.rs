@@ -23,8 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Expires, Held, Key, Listed, Page, Read,
-        State, Value, Version, Via, WriteId, Written,
-        feed::{Follow, FollowerId, Position},
+        State, Value, Version, Via, WriteId, Written, feed::FollowerId,
     },
     limits,
 };
@@ -236,34 +235,6 @@ pub fn decode_follower(headers: &impl Fields) -> Option<FollowerId> {
 fn decode_id(headers: &impl Fields, name: &str) -> Option<u64> {
     let text = std::str::from_utf8(headers.field(name)?).ok().filter(|text| text.len() == 16)?;
     u64::from_str_radix(text, 16).ok()
-}
-
-/// Asks to follow the purge feed. The other half is [`decode_follow`].
-pub fn encode_follow(follow: Follow) -> (String, HeaderMap) {
-    let mut headers = HeaderMap::new();
-    encode_follower(Some(follow.follower), &mut headers);
-    let from = follow.from.map(|Position { epoch, sequence }| format!("&epoch={epoch:016x}&sequence={sequence}"));
-    (format!("{FEED_PATH}?version={}{}", feed::VERSION, from.unwrap_or_default()), headers)
-}
-
-pub fn decode_follow(headers: &HeaderMap, query: &str) -> Result<Follow> {
-    let (mut version, mut epoch, mut sequence) = (None, None, None);
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*name {
-            "version" => version = value.parse::<u64>().ok(),
-            "epoch" => epoch = u64::from_str_radix(&value, 16).ok(),
-            "sequence" => sequence = value.parse().ok(),
-            _ => {}
-        }
-    }
-    if version != Some(feed::VERSION) {
-        return Err(Error::bad_request(format!("the purge feed is spoken in version {} here", feed::VERSION)));
-    }
-    let follower = decode_follower(headers).ok_or_else(|| {
-        Error::bad_request(format!("name the follower with the header {FOLLOWER}: 16 hexadecimal digits"))
-    })?;
-    let from = epoch.zip(sequence).map(|(epoch, sequence)| Position { epoch, sequence });
-    Ok(Follow { follower, from })
 }
 
 /// What an answer's head says of it.

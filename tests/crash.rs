@@ -267,6 +267,7 @@ impl Server {
             address: text(&ready["origin"]["listen"]).to_owned(),
             secret: SECRET.to_owned(),
             deadline: Duration::from_secs(10),
+            write_deadline: Duration::from_secs(10),
             concurrency: WRITERS,
             delay: Duration::ZERO,
         };

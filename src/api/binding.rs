@@ -279,7 +279,7 @@ impl Binding {
     /// The purge feed: the body has the follower's pings, for as long as it follows.
     async fn follow(&self, head: &http::request::Parts, pings: RequestBody) -> Result<Response> {
         self.enter_tier(&head.headers).await?;
-        let follow = wire::decode_follow(&head.headers, head.uri.query().unwrap_or_default())?;
+        let follow = wire::feed::decode_follow(&head.headers, head.uri.query().unwrap_or_default())?;
         let chunks = self.backend.follow(follow, pings).await?;
         Ok(Response::new(ResponseBody::Stream { length: None, chunks }))
     }

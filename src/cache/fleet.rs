@@ -46,6 +46,8 @@ pub struct FleetSettings {
     pub name: String,
     /// For all that is tried to answer one question.
     pub deadline: Duration,
+    /// For all that is tried to find out what becomes of one write.
+    pub write_deadline: Duration,
     /// How often the tier pings the fleet's feed.
     pub feed_interval: Duration,
     /// Of the feed that it sends.
@@ -198,7 +200,7 @@ impl Fleet {
         loop {
             let opened_at = clock.now();
             let from = self.roster().open(&member.address);
-            let follow = Follow { follower: member.follower, from };
+            let follow = Follow { follower: member.follower, from, all_states: true };
             let hear = |message| self.hear(&member, message);
             let Err(error) = link::session(clock, &*member.backend, follow, times, hear).await;
             self.roster().lost(&member.address);

@@ -68,7 +68,7 @@ impl Tier {
         let mut retry = Retry::new();
         loop {
             let opened_at = self.clock().now();
-            let follow = Follow { follower: self.follower(), from: place.position };
+            let follow = Follow { follower: self.follower(), from: place.position, all_states: false };
             let hear = |message| {
                 self.take_message(message, &mut place);
                 Ok(())

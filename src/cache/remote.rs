@@ -47,6 +47,8 @@ pub struct Remote {
     places: Arc<Semaphore>,
     /// Longest wait for a place, for the head of an answer, and for the next piece of a body.
     deadline: Duration,
+    /// Longest wait for the answer to a write.
+    write_deadline: Duration,
     metrics: Arc<TierMetrics>,
 }
 
@@ -57,6 +59,8 @@ pub struct RemoteSettings {
     /// The secret by which our own servers know each other.
     pub secret: String,
     pub deadline: Duration,
+    /// The same for the outcome of a write.
+    pub write_deadline: Duration,
     pub concurrency: usize,
     /// Emulated one-way distance.
     pub delay: Duration,
@@ -85,6 +89,7 @@ impl Remote {
             places: Arc::new(Semaphore::new(settings.concurrency)),
             // An answer that travels takes its trips beside what upstream needs.
             deadline: settings.deadline + settings.delay * 4,
+            write_deadline: settings.write_deadline + settings.delay * 4,
             metrics,
         })
     }
@@ -135,7 +140,7 @@ impl Remote {
         let answering = self.client.request(request);
         tokio::pin!(answering);
         let answer = loop {
-            let until = progress.answer_until(self.deadline);
+            let until = progress.answer_until();
             let left = match progress.waits_for_sender() {
                 true => self.deadline,
                 false => until.since(self.clock.now()),
@@ -143,7 +148,7 @@ impl Remote {
             match clock::within(&*self.clock, left, &mut answering).await {
                 Ok(answer) => break answer,
                 // Something moved meanwhile, or it is the sender of the body who is waited for; that has a deadline of its own.
-                Err(_) if progress.answer_until(self.deadline) > until || progress.waits_for_sender() => {}
+                Err(_) if progress.answer_until() > until || progress.waits_for_sender() => {}
                 Err(_) => return Err(progress.failed(format!("{} did not answer in time", self.address))),
             }
         };
@@ -172,9 +177,9 @@ impl Remote {
     }
 
     /// Asks for something that is answered whole.
-    async fn ask_whole(&self, request: Request<Body>) -> Result<Bytes> {
+    async fn ask_whole(&self, request: Request<Body>, deadline: Duration) -> Result<Bytes> {
         let place = self.place().await?;
-        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let response = self.send(request, &Progress::new(&self.clock, deadline)).await?;
         let value =
             Value::Stream(ValueStream { length: None, chunks: self.chunks(response.into_body(), place).boxed() });
         value.collect(ANSWER_BYTES_MAX).await
@@ -222,7 +227,7 @@ impl Source for Remote {
         let mut request = self.request(Method::GET, &key_path(key, &[]), Some(namespace), Body::empty())?;
         wire::encode_read(read, request.headers_mut());
         let place = self.place().await?;
-        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let response = self.send(request, &Progress::new(&self.clock, self.deadline)).await?;
         let (head, body) = response.into_parts();
         let length = content_length(&head.headers);
         let chunks = self.chunks(body, place).boxed();
@@ -232,16 +237,16 @@ impl Source for Remote {
     async fn list(&self, namespace: NamespaceId, list: &List) -> Result<Page> {
         let query = list_query(list);
         let request = self.request(Method::GET, &format!("/?{}", query), Some(namespace), Body::empty())?;
-        wire::decode_page(&self.ask_whole(request).await?)
+        wire::decode_page(&self.ask_whole(request, self.deadline).await?)
     }
 
     /// On a connection of its own, which no value delays, and beside the places for requests.
     async fn follow(&self, follow: Follow, pings: Frames) -> Result<Frames> {
-        let (path, headers) = wire::encode_follow(follow);
+        let (path, headers) = wire::feed::encode_follow(follow);
         let body = Body::Stream { length: None, chunks: pings };
         let mut request = self.request(Method::POST, &path, None, body)?;
         request.headers_mut().extend(headers);
-        let response = self.send(request, &Progress::new(&self.clock)).await?;
+        let response = self.send(request, &Progress::new(&self.clock, self.deadline)).await?;
         let address = self.address.clone();
         let frames = response.into_body().into_data_stream().map(move |piece| {
             piece.map_err(|e| {
@@ -255,7 +260,7 @@ impl Source for Remote {
 #[async_trait]
 impl Writer for Remote {
     async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
-        let progress = Progress::new(&self.clock);
+        let progress = Progress::new(&self.clock, self.write_deadline);
         let mut request = match change {
             Change::Delete => self.request(Method::DELETE, &key_path(key, &[]), Some(namespace), Body::empty())?,
             Change::Put { value, metadata, expires } => {
@@ -290,13 +295,13 @@ impl Writer for Remote {
         let body = Body::Whole(wire::encode_writes(&writes));
         let mut request = self.request(Method::POST, wire::WRITE_PATH, Some(namespace), body)?;
         wire::encode_via(via, request.headers_mut());
-        wire::decode_outcomes(&self.ask_whole(request).await?)
+        wire::decode_outcomes(&self.ask_whole(request, self.write_deadline).await?)
     }
 
     async fn control(&self, account: AccountId, control: Control) -> Result<(Controlled, Version)> {
         let body = Body::Whole(wire::encode_control(&ControlRequest { account, control })?);
         let request = self.request(Method::POST, wire::CONTROL_PATH, None, body)?;
-        wire::decode_controlled(&self.ask_whole(request).await?)
+        wire::decode_controlled(&self.ask_whole(request, self.write_deadline).await?)
     }
 }
 
@@ -306,6 +311,7 @@ struct Progress(Arc<Sending>);
 
 struct Sending {
     clock: Arc<dyn Clock>,
+    deadline: Duration,
     /// When something last moved.
     last: AtomicU64,
     sent: AtomicU64,
@@ -319,9 +325,11 @@ struct Sending {
 const PASSING_BYTES_PER_SECOND: u64 = 1 << 20;
 
 impl Progress {
-    fn new(clock: &Arc<dyn Clock>) -> Progress {
+    /// The answer may take so long from when something last moved.
+    fn new(clock: &Arc<dyn Clock>, deadline: Duration) -> Progress {
         Progress(Arc::new(Sending {
             clock: Arc::clone(clock),
+            deadline,
             last: AtomicU64::new(clock.now().as_nanos()),
             sent: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
@@ -330,10 +338,10 @@ impl Progress {
     }
 
     /// Until when the answer may come, as far as is known now.
-    fn answer_until(&self, deadline: Duration) -> Moment {
+    fn answer_until(&self) -> Moment {
         let sent = self.0.sent.load(Ordering::Acquire);
         let passing = Duration::from_secs(sent / PASSING_BYTES_PER_SECOND);
-        Moment::from_nanos(self.0.last.load(Ordering::Acquire)) + deadline + passing
+        Moment::from_nanos(self.0.last.load(Ordering::Acquire)) + self.0.deadline + passing
     }
 
     fn waits_for_sender(&self) -> bool {
@@ -425,7 +433,14 @@ mod tests {
             }
         });
         let secret = "a secret".to_owned();
-        let settings = RemoteSettings { address, secret, deadline: DEADLINE, concurrency: 4, delay: Duration::ZERO };
+        let settings = RemoteSettings {
+            address,
+            secret,
+            deadline: DEADLINE,
+            write_deadline: DEADLINE,
+            concurrency: 4,
+            delay: Duration::ZERO,
+        };
         Remote::new(settings, Arc::new(Arc::clone(clock)), Metrics::default().tier("t")).unwrap()
     }
 

@@ -119,6 +119,9 @@ pub struct Tier {
     /// When a question to upstream is given up. Longer rides out a slow upstream; a reader of what isn't held waits longer for
     /// its error.
     pub upstream_deadline: Duration,
+    /// When a write is given up, with an outcome that is not known. What became of one whose origin died is known only when the others have waited out its lease: below
+    /// that, such writes fail. Longer keeps a writer waiting for longer where nobody takes writes.
+    pub write_deadline: Duration,
     /// Questions to upstream at a time. More makes cold reads wait less behind each other, and asks more of upstream at once.
     pub upstream_concurrency: usize,
     /// Of them, while upstream is just coming back. More recovers faster; too many push it over again.
@@ -355,6 +358,7 @@ impl Tier {
             stale_if_unreachable: Duration::from_secs(24 * 3600),
             control_max_age: Duration::from_secs(30),
             upstream_deadline: Duration::from_secs(5),
+            write_deadline: Duration::from_secs(30),
             upstream_concurrency: 512,
             refills: 32,
             feed_interval: Duration::from_secs(1),

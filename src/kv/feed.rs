@@ -26,6 +26,9 @@ pub struct Follow {
     pub follower: FollowerId,
     /// After which item to go on; `None` for a follower that has applied none.
     pub from: Option<Position>,
+    /// Whether each small state is to travel inside its purge, and not only those of keys that it asked for: one that asks several senders asks each for a part
+    /// of its keys alone.
+    pub all_states: bool,
 }
 
 /// The bytes of one direction of a feed, in pieces of any length (`wire/feed.rs` has their form). It ends with either side.

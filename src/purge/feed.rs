@@ -97,6 +97,8 @@ enum Current {
 
 struct Follower {
     session: u64,
+    /// Whether it wants each state.
+    all_states: bool,
     interest: Interest,
 }
 
@@ -235,7 +237,7 @@ impl Feed {
             _ => state.log.last(),
         };
         let interest = state.followers.remove(&follow.follower).map(|earlier| earlier.interest).unwrap_or_default();
-        state.followers.insert(follow.follower, Follower { session, interest });
+        state.followers.insert(follow.follower, Follower { session, all_states: follow.all_states, interest });
         drop(state);
         self.0.changed.notify_waiters();
         let sending = Sending {
@@ -408,7 +410,7 @@ impl Sending {
         if items.peek().is_some() {
             let frame = ItemsFrame::begin(&mut out, self.sequence + 1);
             for logged in items {
-                let with_state = logged.item.has_state() && follower.interest.has(logged.hash);
+                let with_state = logged.item.has_state() && (follower.all_states || follower.interest.has(logged.hash));
                 logged.item.put(&mut out, with_state);
                 self.sequence += 1;
                 if out.len() >= wire::ITEMS_BYTES {

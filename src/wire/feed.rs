@@ -23,12 +23,14 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::HeaderMap;
 
+use super::{FEED_PATH, FOLLOWER, decode_follower, encode_follower};
 use crate::{
     error::{Error, Kind, Result},
     kv::{
         Key, NamespaceId, Version,
-        feed::{Echo, Item, Member, Members, Message, Position, Proof, Purge, Pushed},
+        feed::{Echo, Follow, Item, Member, Members, Message, Position, Proof, Purge, Pushed},
     },
 };
 
@@ -58,6 +60,36 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Past how many bytes a sender begins another frame.
 pub const ITEMS_BYTES: usize = 64 * 1024;
 const HEAD_BYTES: usize = 5;
+
+/// Asks to follow the purge feed. The other half is [`decode_follow`].
+pub fn encode_follow(follow: Follow) -> (String, HeaderMap) {
+    let mut headers = HeaderMap::new();
+    encode_follower(Some(follow.follower), &mut headers);
+    let from = follow.from.map(|Position { epoch, sequence }| format!("&epoch={epoch:016x}&sequence={sequence}"));
+    let states = if follow.all_states { "&states=all" } else { "" };
+    (format!("{FEED_PATH}?version={}{}{states}", VERSION, from.unwrap_or_default()), headers)
+}
+
+pub fn decode_follow(headers: &HeaderMap, query: &str) -> Result<Follow> {
+    let (mut version, mut epoch, mut sequence, mut all_states) = (None, None, None, false);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "version" => version = value.parse::<u64>().ok(),
+            "epoch" => epoch = u64::from_str_radix(&value, 16).ok(),
+            "sequence" => sequence = value.parse().ok(),
+            "states" => all_states = value == "all",
+            _ => {}
+        }
+    }
+    if version != Some(VERSION) {
+        return Err(Error::bad_request(format!("the purge feed is spoken in version {} here", VERSION)));
+    }
+    let follower = decode_follower(headers).ok_or_else(|| {
+        Error::bad_request(format!("name the follower with the header {FOLLOWER}: 16 hexadecimal digits"))
+    })?;
+    let from = epoch.zip(sequence).map(|(epoch, sequence)| Position { epoch, sequence });
+    Ok(Follow { follower, from, all_states })
+}
 
 pub fn encode_ping(stamp: u64) -> Bytes {
     let mut out = BytesMut::with_capacity(HEAD_BYTES + 8);

@@ -3,6 +3,7 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
+use crate::kv::feed::{Follow, Position};
 use crate::kv::{NamespaceId, NewToken, Rights, TokenHash};
 
 fn key() -> impl Strategy<Value = Key> {
@@ -127,12 +128,12 @@ proptest! {
     #[test]
     fn a_wish_to_follow_survives_the_wire(follower: u64, from: Option<(u64, u64)>) {
         let from = from.map(|(epoch, sequence)| Position { epoch, sequence });
-        let follow = Follow { follower: FollowerId(follower), from };
-        let (path, headers) = encode_follow(follow);
+        let follow = Follow { follower: FollowerId(follower), from, all_states: follower % 2 == 0 };
+        let (path, headers) = feed::encode_follow(follow);
         let (_, query) = path.split_once('?').unwrap();
-        prop_assert_eq!(decode_follow(&headers, query).unwrap(), follow);
-        prop_assert!(decode_follow(&headers, &query.replace("version=1", "version=2")).is_err());
-        prop_assert!(decode_follow(&HeaderMap::new(), query).is_err());
+        prop_assert_eq!(feed::decode_follow(&headers, query).unwrap(), follow);
+        prop_assert!(feed::decode_follow(&headers, &query.replace("version=1", "version=2")).is_err());
+        prop_assert!(feed::decode_follow(&HeaderMap::new(), query).is_err());
     }
 
     #[test]

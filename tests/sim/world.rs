@@ -288,6 +288,7 @@ impl World {
         let settings = FleetSettings {
             name: format!("node {index}"),
             deadline,
+            write_deadline: deadline.max(std::time::Duration::from_secs(30)),
             feed_interval: self.profile.feed_interval,
             feed: self.feed_settings(),
         };

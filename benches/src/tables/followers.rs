@@ -230,7 +230,7 @@ async fn write_all(chain: &Chain, writes: &Arc<Writes>, per_second: u64) -> u64 
 }
 
 fn request(to: SocketAddr, id: u64) -> Vec<u8> {
-    let (path, headers) = wire::encode_follow(Follow { follower: FollowerId(id), from: None });
+    let (path, headers) = wire::feed::encode_follow(Follow { follower: FollowerId(id), from: None, all_states: false });
     let mut head = format!(
         "POST {path} HTTP/1.1\r\nHost: {to}\r\nAuthorization: Bearer {SECRET}\r\nTransfer-Encoding: chunked\r\n"
     );

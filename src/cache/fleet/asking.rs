@@ -382,7 +382,7 @@ struct Taker {
 
 impl<'a> Attempts<'a> {
     fn new(fleet: &'a Fleet) -> Attempts<'a> {
-        let until = fleet.0.clock.now() + fleet.0.settings.deadline;
+        let until = fleet.0.clock.now() + fleet.0.settings.write_deadline;
         Attempts {
             fleet,
             until,
@@ -442,7 +442,7 @@ impl<'a> Attempts<'a> {
                 return work.await;
             }
             let clock = &*self.fleet.0.clock;
-            let patience = self.fleet.0.settings.deadline / PATIENCE_PARTS;
+            let patience = self.fleet.0.settings.write_deadline / PATIENCE_PARTS;
             let patience = patience.min(self.until.since(clock.now()));
             clock::within(clock, patience, work).await.unwrap_or_else(|_| {
                 let what = format!("{} did not take a write within {patience:?}", member.address);

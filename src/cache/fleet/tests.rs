@@ -59,6 +59,7 @@ fn world(configured: usize) -> World {
     let settings = FleetSettings {
         name: "central".into(),
         deadline: DEADLINE,
+        write_deadline: DEADLINE,
         feed_interval: SECOND,
         feed: FeedSettings::default(),
     };
@@ -279,7 +280,7 @@ async fn an_origin_that_died_is_a_gap_once_the_others_have_taken_it_off_the_list
 #[tokio::test]
 async fn a_tier_is_told_of_a_gap_before_anything_new_is_proven() {
     let world = following(2).await;
-    let follow = Follow { follower: FollowerId(1), from: None };
+    let follow = Follow { follower: FollowerId(1), from: None, all_states: false };
     let (pings, unsent) = tokio::sync::mpsc::channel(4);
     let unsent = tokio_stream(unsent);
     let mut frames = world.fleet.follow(follow, unsent).await.unwrap();
@@ -308,7 +309,8 @@ fn tokio_stream(mut receiver: tokio::sync::mpsc::Receiver<bytes::Bytes>) -> Fram
 async fn the_fleets_feed_ends_when_it_is_stopped() {
     let world = following(2).await;
     let pings = futures_util::StreamExt::boxed(futures_util::stream::pending());
-    let mut frames = world.fleet.follow(Follow { follower: FollowerId(1), from: None }, pings).await.unwrap();
+    let mut frames =
+        world.fleet.follow(Follow { follower: FollowerId(1), from: None, all_states: false }, pings).await.unwrap();
     futures_util::StreamExt::next(&mut frames).await.expect("its start").unwrap();
     world.stop.cancel();
     settle().await;

@@ -22,7 +22,8 @@ struct Reader {
 impl Reader {
     async fn follow(world: &World, from: Option<Position>) -> Reader {
         let pings = stream::iter([Ok(encode_ping(1))]).chain(stream::pending()).boxed();
-        let frames = world.origin.follow(Follow { follower: FollowerId(1), from }, pings).await.unwrap();
+        let frames =
+            world.origin.follow(Follow { follower: FollowerId(1), from, all_states: false }, pings).await.unwrap();
         Reader { frames, decoder: Decoder::default() }
     }
 

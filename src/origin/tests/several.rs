@@ -139,7 +139,7 @@ impl One {
     async fn heard(&self) -> Vec<Message> {
         let ping: Frames =
             futures_util::stream::iter([Ok(encode_ping(7))]).chain(futures_util::stream::pending()).boxed();
-        let follow = Follow { follower: FollowerId(1), from: None };
+        let follow = Follow { follower: FollowerId(1), from: None, all_states: false };
         let mut frames = self.origin.follow(follow, ping).await.unwrap();
         let mut decoder = Decoder::default();
         let mut messages = Vec::new();
@@ -353,7 +353,7 @@ async fn one_that_leaves_says_so_behind_its_last_purge_and_is_waited_for_by_nobo
     let (first, second) = several.two([0, 0]).await;
     first.put("k", "1").await.unwrap();
     several.close(&first).await;
-    assert!(first.heard().await.iter().any(|message| *message == Message::End));
+    assert!(first.heard().await.contains(&Message::End));
     assert!(first.put("k", "2").await.is_err());
     several.pass(SECOND * 2).await;
     assert_eq!(second.members().await.len(), 1);

@@ -24,9 +24,13 @@ struct Reader {
 
 impl Reader {
     fn follow(feed: &Feed, follower: u64, from: Option<Position>) -> Reader {
+        Reader::follow_as(feed, Follow { follower: FollowerId(follower), from, all_states: false })
+    }
+
+    fn follow_as(feed: &Feed, follow: Follow) -> Reader {
         let (pings, mut unsent) = mpsc::unbounded_channel();
         let pings_stream = stream::poll_fn(move |cx| unsent.poll_recv(cx)).boxed();
-        let frames = feed.follow(Follow { follower: FollowerId(follower), from }, pings_stream);
+        let frames = feed.follow(follow, pings_stream);
         Reader { frames, pings, decoder: Decoder::default() }
     }
 
@@ -196,6 +200,15 @@ fn a_tiers_echo_counts_from_its_own_watermark_and_proves_nothing_without_one() {
     assert_eq!(proof(&mut reader), Some(expected));
     feed.knows(None);
     assert_eq!(proof(&mut reader), None);
+}
+
+#[test]
+fn whoever_wants_all_states_gets_each() {
+    let (feed, _) = feed();
+    let mut reader = Reader::follow_as(&feed, Follow { follower: FollowerId(7), from: None, all_states: true });
+    reader.read();
+    feed.publish(&[with_state(5), with_state(6)], Version::from_u64(6));
+    assert_eq!(items(&reader.read().0), [with_state(5), with_state(6)]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use super::settings::{CassandraSettings, Consistency, Tls};
 use crate::error::{Error, Result};
 
 /// After which a node that has not answered is not waited for alone.
-const SPECULATION_AFTER: Duration = Duration::from_millis(300);
+const SPECULATION_AFTER: Duration = Duration::from_millis(100);
 /// The same for scans: what takes them long is mostly work, which a second node would have to do as well.
 pub(super) const SCAN_SPECULATION_AFTER: Duration = Duration::from_secs(1);
 /// Nodes asked beside the first one.

@@ -477,7 +477,7 @@ async fn the_fleet_knows_what_its_tier_reads_and_writes() {
     let world = following(2).await;
     let tier = FollowerId(5);
     let pings = stream::pending().boxed();
-    let mut frames = world.fleet.follow(Follow { follower: tier, from: None }, pings).await.unwrap();
+    let mut frames = world.fleet.follow(Follow { follower: tier, from: None, all_states: false }, pings).await.unwrap();
     let read = Read { asker: Some(tier), ..within_age(60) };
     world.fleet.get(NAMESPACE, &key("read"), &read).await.unwrap();
     let via = Via { follower: Some(tier), id: None };

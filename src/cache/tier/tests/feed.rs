@@ -245,7 +245,7 @@ async fn a_lost_link_that_can_be_resumed_leaves_no_gap() {
     }
     world.upstream.fail(Some(Kind::Unreachable));
     // Another link of the same follower ends this one.
-    let follow = Follow { follower: world.tier.follower(), from: None };
+    let follow = Follow { follower: world.tier.follower(), from: None, all_states: false };
     drop(world.upstream.feed.follow(follow, futures_util::stream::pending().boxed()));
     settle().await;
     world.change("k", Some(b"new"), false).await;
