@@ -174,20 +174,23 @@ async fn the_watermark_stops_while_an_origin_is_away_and_goes_on_without_a_gap()
 }
 
 #[tokio::test]
-async fn a_silent_origin_is_noticed_and_stops_the_watermark() {
+async fn a_silent_origin_is_noticed_and_followed_again_from_where_it_was() {
     let world = following(2).await;
-    let followed = world.origins[1].process().followed.lock().unwrap().len();
-    let member = Arc::clone(&world.fleet.members()[1]);
-    assert!(member.is_up());
-    // What it would send is not sent any more, and neither is it known to be broken.
-    world.origins[1].is(Mood::Mute);
-    let process = world.origins[1].process();
-    world.origins[1].restart(2);
-    drop(process);
-    settle().await;
-    world.pass(4 * SECOND).await;
-    assert!(!member.is_up() && world.age() >= 3 * SECOND);
-    assert_eq!(followed, 1);
+    let (gaps, member, process) = (world.gaps(), Arc::clone(&world.fleet.members()[1]), world.origins[1].process());
+    assert!(member.is_up() && process.followed.lock().unwrap().len() == 1);
+    process.silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.pass(SECOND).await;
+    world.pass(SECOND / 2).await;
+    assert!(member.is_up(), "it may be slow");
+    world.pass(SECOND).await;
+    assert!(!member.is_up() && world.age() >= 2 * SECOND);
+    process.silent.store(false, std::sync::atomic::Ordering::SeqCst);
+    process.lists(2, &[(1, ADDRESSES[0]), (2, ADDRESSES[1])]);
+    world.pass(5 * SECOND).await;
+    assert!(member.is_up() && world.age() <= SECOND / 2 && world.gaps() == gaps);
+    let followed = process.followed.lock().unwrap();
+    let from = followed.last().and_then(|follow| follow.from).map(|from| (from.epoch, from.sequence));
+    assert!(followed.len() > 1 && from == Some((2, 0)), "{followed:?}");
 }
 
 #[tokio::test]

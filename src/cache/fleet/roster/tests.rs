@@ -244,6 +244,35 @@ fn who_has_left_with_an_end_is_neither_waited_for_nor_missed() {
     assert_eq!((roster.proven(), roster.gaps()), (50, gaps));
 }
 
+/// It can't know what has become of the others since.
+#[test]
+fn the_list_of_one_that_has_left_holds_nobody_up() {
+    const ALL: [(u64, &str); 3] = [(1, A), (2, B), (3, "c:7000")];
+    for comes_back in [false, true] {
+        let (mut roster, _) = both();
+        roster.lists(A, 3, &ALL);
+        roster.follows("c:7000", 3);
+        for address in [A, B, "c:7000"] {
+            roster.lists(address, 3, &ALL);
+            roster.proves(address, 30);
+        }
+        roster.ends(B);
+        if comes_back {
+            roster.lost(B);
+            roster.open(B);
+            roster.starts(B, 2, 10, false);
+            roster.lists(B, 3, &ALL);
+            roster.proves(B, 40);
+        }
+        roster.lost("c:7000");
+        roster.lists(A, 3, &[(1, A)]);
+        for seconds in [40, 50] {
+            roster.proves(A, seconds);
+        }
+        assert_eq!(roster.proven(), 50, "comes back: {comes_back}");
+    }
+}
+
 #[test]
 fn who_is_gone_without_a_word_is_a_gap_once_and_no_more_waited_for() {
     let (mut roster, gaps) = both();
@@ -445,6 +474,13 @@ fn an_origin_alone_on_its_store_is_all_there_is() {
         roster.proves(A, 50);
     }
     assert_eq!(roster.proven(), 50);
+    // The address leads to another store, of which nothing was missed; but of the first, who knows.
+    let gaps = roster.gaps();
+    roster.lost(A);
+    roster.open(A);
+    roster.starts(A, 9, 0, false);
+    roster.proves(A, 60);
+    assert_eq!((roster.proven(), roster.gaps()), (0, gaps + 1));
 }
 
 /// The configuration's name for it, and the one under which it is listed.
@@ -457,6 +493,7 @@ fn two_addresses_that_lead_to_one_origin_are_one_member() {
     assert!(roster.wanted().is_empty());
     roster.open(B);
     roster.starts(B, 2, 0, true);
+    assert_eq!(roster.known[&2].sequence, Some(10));
     let gaps = roster.gaps();
     roster.lists("alias:7000", 2, &BOTH);
     for address in [A, "alias:7000", B] {
@@ -512,6 +549,14 @@ fn what_is_known_does_not_grow_with_those_who_have_gone() {
         roster.lists(A, epoch, &BOTH);
         roster.proves(A, 10_000 + epoch);
         roster.proves(B, 10_000 + epoch);
+    }
+    // And those that were on no list.
+    for epoch in 3000..3100 {
+        roster.follows("c:7000", epoch);
+    }
+    roster.lists(A, 2000, &BOTH);
+    for address in [A, B, A, B] {
+        roster.proves(address, 30_000);
     }
     assert!(roster.known.len() <= 4, "{} are known", roster.known.len());
     assert!(roster.ended.len() <= ENDED_MAX && roster.links.len() == 3);

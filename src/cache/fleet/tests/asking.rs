@@ -129,16 +129,11 @@ async fn a_read_that_one_origin_fails_is_asked_of_another() {
 #[tokio::test]
 async fn what_is_wrong_with_a_question_is_asked_of_nobody_else() {
     let world = following(2).await;
-    let nothing = Change::Put {
-        value: Value::Stream(ValueStream {
-            length: None,
-            chunks: stream::iter([Err(Error::bad_request("no"))]).boxed(),
-        }),
-        metadata: None,
-        expires: Expires::Never,
-    };
-    let error = world.fleet.write(NAMESPACE, &key("k"), nothing, Via::default()).await.unwrap_err();
-    assert_eq!((error.kind, world.handed_in()), (Kind::BadRequest, 1));
+    world.origins.iter().for_each(|origin| origin.is(Mood::Rejecting));
+    assert_eq!(world.reading("k").await.unwrap().unwrap_err().kind, Kind::BadRequest);
+    assert_eq!(world.asked().iter().sum::<usize>(), 1);
+    assert_eq!(world.writing("k", Via::default()).await.unwrap().unwrap_err().kind, Kind::BadRequest);
+    assert_eq!(world.handed_in(), 1);
 }
 
 #[tokio::test]
@@ -223,20 +218,30 @@ async fn nobody_waits_past_the_deadline_nor_for_those_who_are_not_there() {
     assert!((DEADLINE..DEADLINE + TRIP).contains(&took), "{took:?}");
     let world = following(2).await;
     world.origins.iter().for_each(|origin| origin.is(Mood::Gone));
-    let (answer, took) = world.until(world.reading("k")).await;
-    assert_eq!((answer.unwrap_err().kind, took), (Kind::Unreachable, Duration::ZERO));
+    for _ in 0..3 {
+        let (answer, took) = world.until(world.reading("k")).await;
+        assert_eq!((answer.unwrap_err().kind, took), (Kind::Unreachable, Duration::ZERO));
+        let (written, took) = world.until(world.writing("k", Via::default())).await;
+        assert!(written.unwrap_err().kind == Kind::Unreachable && took <= DEADLINE);
+    }
+    // Each was asked once, and is then left alone for a moment.
+    assert_eq!(world.asked()[..2], [1, 1]);
 }
 
 /// Somebody answered: to those below, not all is away.
 #[tokio::test]
 async fn an_origin_that_answers_that_it_cannot_is_not_away() {
-    let world = following(2).await;
-    *world.origins[0].reading.lock().unwrap() = Mood::Gone;
-    *world.origins[1].reading.lock().unwrap() = Mood::Failing;
-    let (answer, took) = world.until(world.reading("k")).await;
-    let error = answer.unwrap_err();
-    assert!(error.kind == Kind::Unavailable && error.answered && took <= SECOND, "{error:?} after {took:?}");
-    assert!(world.origins[1].asked() > 1, "it may have been for a moment");
+    for skipped in 0..8 {
+        let world = following(2).await;
+        // Chance has it either way round.
+        (0..skipped).for_each(|_| _ = world.clock.random());
+        *world.origins[0].reading.lock().unwrap() = Mood::Gone;
+        *world.origins[1].reading.lock().unwrap() = Mood::Failing;
+        let (answer, took) = world.until(world.reading("k")).await;
+        let error = answer.unwrap_err();
+        assert!(error.kind == Kind::Unavailable && error.answered && took <= SECOND, "{error:?} after {took:?}");
+        assert!(world.origins[1].asked() > 1, "it may have been for a moment");
+    }
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub(super) enum Mood {
     /// It answers that it can't, having done nothing, or having said nothing of that.
     Refusing,
     Failing,
+    /// It answers that the request is wrong.
+    Rejecting,
     /// It answers that it can't, but the write takes effect.
     FailingAfterwards,
 }
@@ -67,6 +69,8 @@ pub(super) struct Process {
     items: Mutex<Vec<Item>>,
     members: Mutex<Option<Members>>,
     pub(super) proves: AtomicBool,
+    /// Its links are open, and it says nothing.
+    pub(super) silent: AtomicBool,
     ended: AtomicBool,
     changed: Notify,
     /// Links that are open end with it.
@@ -82,6 +86,7 @@ impl Process {
             items: Mutex::default(),
             members: Mutex::default(),
             proves: AtomicBool::new(true),
+            silent: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             changed: Notify::new(),
             links: Mutex::default(),
@@ -150,6 +155,10 @@ impl Link {
             let changed = process.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            if process.silent.load(Ordering::SeqCst) {
+                changed.await;
+                continue;
+            }
             self.gather(&[]);
             if !self.out.is_empty() {
                 return Some(self.out.split().freeze());
@@ -262,6 +271,7 @@ impl Origin {
                 work.await?;
                 return Err(Error::unavailable("it is not known whether").from_elsewhere());
             }
+            Mood::Rejecting => return Err(Error::bad_request("what is this").from_elsewhere()),
             Mood::Refusing => return Err(Error::unavailable("takes none").from_elsewhere().and_untaken()),
             Mood::Failing => return Err(Error::unavailable("could not").from_elsewhere()),
         }
