@@ -109,7 +109,11 @@ impl Source for Tier {
         let mut alone = false;
         for _ in 0..ATTEMPTS {
             let Some(settled) = self.ask(&key, demand, alone, read).await else {
-                return self.stale(&key, read).ok_or_else(|| Error::unavailable("upstream is slow to answer"));
+                match self.stale(&key, read) {
+                    Some(answer) => return Ok(answer),
+                    // A purge took it away meanwhile. With nothing at hand, the answer is waited for to its end.
+                    None => continue,
+                }
             };
             let now = self.0.clock.now();
             let latest = demand.max_age.is_zero();

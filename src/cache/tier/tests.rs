@@ -406,6 +406,25 @@ async fn an_upstream_that_hangs_is_given_up_at_the_deadline_but_the_stale_answer
 }
 
 #[tokio::test]
+async fn a_read_whose_stale_answer_a_purge_took_away_waits_for_the_new_one() {
+    let w = world();
+    w.upstream.set(&key("k"), Some(b"old"), None);
+    w.read("k", within_age(60)).await;
+    w.clock.advance(61 * SECOND);
+    w.upstream.set(&key("k"), Some(b"new"), None);
+    let version = Version::from_u64(w.upstream.last.load(Ordering::SeqCst));
+    let held_up = w.upstream.hold_up();
+    let reading = w.reading("k", within_age(60));
+    settle().await;
+    w.tier.0.flights.purge(&EntryKey { namespace: NAMESPACE, key: key("k") }, version, None);
+    w.clock.advance(2 * SECOND);
+    settle().await;
+    assert!(!reading.is_finished(), "there is nothing to answer");
+    held_up.notify_waiters();
+    assert_eq!(reading.await.unwrap().unwrap().0, Some("new".into()));
+}
+
+#[tokio::test]
 async fn an_error_is_never_kept_and_renews_nothing() {
     let w = world();
     w.upstream.set(&key("k"), Some(b"v"), None);
