@@ -279,7 +279,6 @@ impl Fleet {
                             return late.map_err(|late| worse(failure, late));
                         }
                         patient_until = patient_until + patience;
-                        asked.iter().for_each(|slow| slow.spare(Task::Read));
                     }
                     let well = |member: &Arc<Member>| member.standing(Task::Read) < Standing::Spared;
                     let other = self.choose(Task::Read, &asked).filter(|other| !hedges || well(other));
