@@ -337,11 +337,12 @@ impl Membership {
         self.lock().under_way = None;
     }
 
-    /// The version up to which every purge is queued, of every origin on the list.
+    /// The version up to which every purge is queued, of every origin on the list. Of our own, too, no more than is in the record: whoever joins mints above what is
+    /// there, and we may learn of it late, when a newcomer whose clock is behind writes already.
     pub(super) fn safe(&self) -> Version {
         let state = self.lock();
-        let others = state.members.members.iter().filter(|other| other.epoch != self.epoch);
-        others.map(|other| Version::from_u64(other.safe)).fold(self.own_safe(&state), Version::min)
+        let published = state.members.members.iter().map(|member| Version::from_u64(member.safe));
+        published.fold(self.own_safe(&state), Version::min)
     }
 
     /// Commits changes so that they take effect whatever becomes of this process: first says that it will, then does, and tries until it is known that it has.
@@ -362,7 +363,8 @@ impl Membership {
         self.until_known(intended).await?;
         // From here on another may finish it.
         self.check_writes().map_err(|error| Error::unavailable(error.message))?;
-        batch.version = stamp;
+        // Of one millisecond the removal comes after what it removes.
+        batch.version = stamp.next(self.id).unwrap_or(stamp);
         if let Some(carried_out) = number.checked_sub(1) {
             batch.remove(Table::Intent, keys::intent(self.epoch, carried_out));
         }
