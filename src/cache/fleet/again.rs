@@ -39,7 +39,12 @@ impl Again {
             Value::Whole(bytes) => Repeatable::Whole(bytes),
             Value::Parts(parts) => Repeatable::Parts(parts),
             Value::Stream(ValueStream { length, chunks }) => {
-                Repeatable::Stream { length, chunks: Arc::new(Mutex::new(chunks)), taken: Arc::default() }
+                // Whoever was handed it before may ask it once more past its end.
+                Repeatable::Stream {
+                    length,
+                    chunks: Arc::new(Mutex::new(chunks.fuse().boxed())),
+                    taken: Arc::default(),
+                }
             }
         };
         Again::Put { value, metadata, expires }
