@@ -14,7 +14,7 @@
 //! Two tolerances, no more. [`DRIFT`]: ages are sums of what several machines' clocks counted, and those may be 200 millionths too slow. And
 //! [`EXPIRY_SLACK`]: entries expire by an origin's wall clock, which it reads in whole milliseconds; to which comes by how much the clocks of several origins differ.
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use crate::clock::{MICRO, MILLI, Nanos};
 
@@ -131,8 +131,9 @@ impl fmt::Display for Violation {
 #[derive(Default)]
 pub(crate) struct Checker {
     histories: Vec<History>,
-    /// Of all writes. Two keys' may have the same one where there are several origins, two of one key never.
-    versions: HashSet<u64>,
+    /// From when on each read had to find the write of this version, or a later one. Two keys' writes may have the same version where there are several
+    /// origins, two of one key never: then it is the earlier.
+    effects: HashMap<u64, Nanos>,
     attempts: Vec<Attempt>,
     /// By how much the wall clocks by which entries expire may differ.
     skew: Nanos,
@@ -174,7 +175,7 @@ impl Checker {
         if last >= version {
             return Err(format!("version {version:016x} took effect after {last:016x}"));
         }
-        if self.versions.contains(&version) {
+        if self.effects.contains_key(&version) {
             return Err(format!("version {version:016x} took effect twice"));
         }
         self.arrived(at, key, version, effect)?;
@@ -184,7 +185,6 @@ impl Checker {
 
     /// A write has come to a replica: from here on a read may find it, unless it must find a later one already.
     pub(crate) fn arrived(&mut self, at: Nanos, key: KeyIndex, version: u64, effect: Effect) -> Outcome {
-        self.versions.insert(version);
         if self.histories[key].arrived(at, version, effect)? {
             self.effects_seen += 1;
         }
@@ -193,6 +193,7 @@ impl Checker {
 
     /// A quorum of the replicas has this version or later ones: from here on each read must find one of them.
     pub(crate) fn reached(&mut self, at: Nanos, key: KeyIndex, version: u64) {
+        self.effects.entry(version).or_insert(at);
         self.histories[key].reach(at, version);
     }
 
@@ -219,6 +220,9 @@ impl Checker {
                 seconds(span.end)
             ));
         }
+        // What a later one overtook was to be found, or that one, from the same moment on.
+        let at = history.reached.partition_point(|(_, reached)| *reached < version);
+        self.effects.entry(version).or_insert(history.reached[at].0);
         if span.start >= span.end {
             self.overtaken += 1;
         }
@@ -287,12 +291,13 @@ impl Checker {
             return Err(format!("expired, at {:.6} s at the latest", seconds(expired)));
         }
         if let Some(version) = demand.at_least {
-            self.versions.get(&version).ok_or("a demand for a version that was never written")?;
-            // By versions, not by moments: of another key's write, what the clocks of two origins say is all there is to go by.
+            let effect = self.effects.get(&version).copied().ok_or("a demand for a version that was never written")?;
+            // By versions, too: of another key's write, what the clocks of two origins say is all there is to go by.
             let next = self.histories[key].next(last.version);
-            if last.end <= demand.asked_at && next.is_some_and(|next| next <= version) {
+            if last.end <= effect && next.is_some_and(|next| next <= version) {
                 return Err(format!(
-                    "the demand for version {version:016x} is not met: ended at {:.6} s",
+                    "the demand for version {version:016x}, of {:.6} s, is not met: ended at {:.6} s",
+                    seconds(effect),
                     seconds(last.end)
                 ));
             }

@@ -190,6 +190,8 @@ fn a_write_that_was_overtaken_before_it_began() {
     assert!(checker.acknowledged(KEY, None, 4, 19 * SECOND).is_err(), "no quorum has it");
     checker.reached(25 * SECOND, KEY, 4);
     assert!(checker.acknowledged(KEY, None, 4, 19 * SECOND).is_ok());
+    let overtaken = Demand { at_least: Some(1), ..demand(26) };
+    assert!(checker.check_read(KEY, &overtaken, &answer(26, present(3), 1)).is_ok(), "a later one was there");
     let at_least = Demand { at_least: Some(4), ..demand(26) };
     assert!(checker.check_read(KEY, &at_least, &answer(26, present(4), 0)).is_ok());
     assert!(checker.check_read(KEY, &at_least, &answer(26, present(3), 1)).is_err(), "that version is not covered");
