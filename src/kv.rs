@@ -73,6 +73,19 @@ pub struct Via {
     pub follower: Option<FollowerId>,
     /// Names the write where it may be handed in again, to whichever origin: it takes effect once.
     pub id: Option<WriteId>,
+    /// The origin that is meant, by the epoch of its feed. Another one that is found in its place is not to take it: it could be taken twice.
+    pub to: Option<u64>,
+    /// Who may have taken it, where it is handed in again and that is known.
+    pub taken: Option<Taken>,
+}
+
+/// The one origin that may have taken a write that is handed in again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Of its feed.
+    pub epoch: u64,
+    /// How long ago the write was handed in first.
+    pub ago: Duration,
 }
 
 /// Names one write, or the writes of one call. Drawn at random by whoever might hand it in twice.

@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Expires, Held, Key, Listed, Page, Read,
-        State, Value, Version, Via, WriteId, Written, feed::FollowerId,
+        State, Taken, Value, Version, Via, WriteId, Written, feed::FollowerId,
     },
     limits,
 };
@@ -38,6 +38,11 @@ pub const EXPIRES_IN_MILLIS: &str = "kvasar-expires-in-ms";
 pub const FOLLOWER: &str = "kvasar-follower";
 /// Names a write that may be handed in again: 16 hexadecimal digits. What the store has of it already is then answered, and not written once more.
 pub const WRITE_ID: &str = "kvasar-write-id";
+/// With a write to one of several origins: which one is meant, by the epoch of its feed.
+pub const WRITE_TO: &str = "kvasar-write-to";
+/// With a write that is handed in again: the origin that may have taken it, by the epoch of its feed, and how long ago it was handed in first.
+pub const WRITE_TAKEN: &str = "kvasar-write-taken-by";
+pub const WRITE_MILLIS: &str = "kvasar-write-ms";
 /// There when the answering tier's feed covers the state.
 pub const COVERED: &str = "kvasar-covered";
 pub const ERROR: &str = "kvasar-error";
@@ -214,10 +219,20 @@ pub fn encode_via(via: Via, headers: &mut HeaderMap) {
     if let Some(WriteId(id)) = via.id {
         headers.insert(WRITE_ID, ascii(&format!("{id:016x}")));
     }
+    if let Some(epoch) = via.to {
+        headers.insert(WRITE_TO, ascii(&format!("{epoch:016x}")));
+    }
+    if let Some(Taken { epoch, ago }) = via.taken {
+        headers.insert(WRITE_TAKEN, ascii(&format!("{epoch:016x}")));
+        headers.insert(WRITE_MILLIS, number(millis(ago + Duration::from_millis(1))));
+    }
 }
 
 pub fn decode_via(headers: &impl Fields) -> Via {
-    Via { follower: decode_follower(headers), id: decode_id(headers, WRITE_ID).map(WriteId) }
+    let ago = headers.field(WRITE_MILLIS).and_then(|ago| decimal(ago, WRITE_MILLIS).ok()).map(Duration::from_millis);
+    let taken = decode_id(headers, WRITE_TAKEN).zip(ago).map(|(epoch, ago)| Taken { epoch, ago });
+    let id = decode_id(headers, WRITE_ID).map(WriteId);
+    Via { follower: decode_follower(headers), id, to: decode_id(headers, WRITE_TO), taken }
 }
 
 /// Says who asks or writes. The other half is [`decode_follower`].

@@ -9,7 +9,7 @@
 //! namespace still exists, and that an entry still expires when the sweeper says so.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,7 +26,7 @@ use super::{
     control::Namespaces,
     draft::{Draft, Sharing, Standing, Target},
     failure::Failure,
-    membership::Membership,
+    membership::{INTENTS_KEPT, Membership},
     passing::Passing,
     values::{Body, Values},
     versions::{Time, VersionClock},
@@ -60,6 +60,8 @@ pub(super) struct Change {
     pub(super) action: Action,
     /// By which it is known if it is handed in again.
     pub(super) id: Option<WriteId>,
+    /// Whether it is handed in again, and nobody else may have taken it.
+    pub(super) own: bool,
 }
 
 pub(super) enum Action {
@@ -161,7 +163,16 @@ impl Committer {
             Some(_) => VersionClock::of_several(time, parts.last, parts.origin),
         };
         let hashing = ahash::RandomState::new();
-        let task = Task { parts, versions, committed, passing, requests: receiver, gathered: 0, hashing };
+        let task = Task {
+            parts,
+            versions,
+            committed,
+            passing,
+            requests: receiver,
+            gathered: 0,
+            hashing,
+            recent: Recent::default(),
+        };
         (committer, task.run(stop))
     }
 
@@ -239,6 +250,37 @@ struct Task {
     /// How many requests the last batch answered.
     gathered: usize,
     hashing: ahash::RandomState,
+    recent: Recent,
+}
+
+/// What became of named writes lately.
+#[derive(Default)]
+struct Recent {
+    versions: HashMap<(WriteId, Bytes), Version>,
+    order: VecDeque<(Moment, (WriteId, Bytes))>,
+}
+
+/// So many are remembered at most, of the last minute. One that is forgotten sooner may be taken for a new one by a tier that was cut off for as long.
+const RECENT_MAX: usize = 1 << 18;
+
+impl Recent {
+    fn find(&self, id: Option<WriteId>, row: &Bytes) -> Option<Version> {
+        self.versions.get(&(id?.name(), row.clone())).copied()
+    }
+
+    fn add(&mut self, id: Option<WriteId>, row: &Bytes, version: Version, now: Moment) {
+        while let Some((at, name)) = self.order.front()
+            && (now.since(*at) > INTENTS_KEPT || self.order.len() >= RECENT_MAX)
+        {
+            self.versions.remove(name);
+            self.order.pop_front();
+        }
+        if let Some(id) = id {
+            let name = (id.name(), Bytes::copy_from_slice(row));
+            self.versions.insert(name.clone(), version);
+            self.order.push_back((now, name));
+        }
+    }
 }
 
 fn acknowledge(requests: Vec<Request>, outcome: Result<Vec<Outcomes>>) {
@@ -425,7 +467,7 @@ impl Task {
     }
 
     fn add(&mut self, draft: &mut Draft, change: Change, target: Target) -> Result<Outcome> {
-        let Change { namespace, key, action, id } = change;
+        let Change { namespace, key, action, id, own } = change;
         let known = match &draft.standing[target.standing] {
             Standing::Known(known) => known,
             Standing::Garbled(error) => return Err(error.copied()),
@@ -440,7 +482,11 @@ impl Task {
             };
             return Ok(Outcome { version, expiration });
         }
-        if known.may_have_forgotten(id, self.parts.time.millis()) {
+        if let Some(version) = self.recent.find(id, &target.row) {
+            // Another origin's has taken its place at once, so that no record names it.
+            return Ok(Outcome { version, expiration: Some(self.parts.time.seconds()) });
+        }
+        if !own && known.may_have_forgotten(id, self.parts.time.millis()) {
             // Taken twice, it would take the place of what came after it.
             return Err(Error::unavailable(
                 "whether the write took effect is not known: others of its key have come since it was handed in first",
@@ -457,6 +503,7 @@ impl Task {
             Action::Put { body, metadata, expiration } => {
                 body.check_age(self.parts.clock.now(), self.parts.kept)?;
                 let version = self.mint(draft, above)?;
+                self.remember(id, &target, version);
                 draft.clear(namespace, &key, &target, replaced);
                 let state = self.parts.announcer.pushed(&body, metadata.as_ref(), expiration);
                 draft.items.push(Item::Purge(Purge { namespace, key: key.clone(), version, state }));
@@ -468,6 +515,7 @@ impl Task {
             Action::Delete => {
                 // A missing key's deletion is a write as well: its version is above whatever anybody holds of the key.
                 let version = self.mint(draft, above)?;
+                self.remember(id, &target, version);
                 draft.clear(namespace, &key, &target, replaced);
                 draft.delete(target, replaced, version, id);
                 draft.items.push(Item::Purge(Purge { namespace, key, version, state: Some(Pushed::Absent) }));
@@ -489,6 +537,12 @@ impl Task {
                 draft.remove(target, replaced);
                 Ok(Outcome { version: self.versions.last(), expiration: None })
             }
+        }
+    }
+
+    fn remember(&mut self, id: Option<WriteId>, target: &Target, version: Version) {
+        if self.parts.membership.is_some() {
+            self.recent.add(id, &target.row, version, self.parts.clock.now());
         }
     }
 

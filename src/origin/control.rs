@@ -286,11 +286,11 @@ fn put(key: Key, record: &impl Serialize) -> Result<Change> {
     let record = serde_json::to_vec(record)
         .map_err(|e| Error::internal(format!("writing the record {key:?}")).with_source(e))?;
     let action = Action::Put { body: Body::Inline(Bytes::new()), metadata: Some(record.into()), expiration: None };
-    Ok(Change { namespace: NamespaceId::RESERVED, key, action, id: None })
+    Ok(Change { namespace: NamespaceId::RESERVED, key, action, id: None, own: false })
 }
 
 fn delete(key: Key) -> Change {
-    Change { namespace: NamespaceId::RESERVED, key, action: Action::Delete, id: None }
+    Change { namespace: NamespaceId::RESERVED, key, action: Action::Delete, id: None, own: false }
 }
 
 fn parse<T: DeserializeOwned>(key: &Key, record: &Record) -> Result<T> {

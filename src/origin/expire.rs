@@ -96,7 +96,13 @@ impl Sweeper {
             match keys::parse_expiry(row) {
                 Ok((expiration, namespace, key)) => {
                     removed_rows.push(row);
-                    removals.push(Change { namespace, key, action: Action::Expire { expiration }, id: None });
+                    removals.push(Change {
+                        namespace,
+                        key,
+                        action: Action::Expire { expiration },
+                        id: None,
+                        own: false,
+                    });
                 }
                 Err(error) => self.garbled.pass_over(row, &error),
             }

@@ -14,23 +14,25 @@
 //! finished already, and change nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
+
+use bytes::Bytes;
 
 use super::{control::Namespaces, failure::Failure, versions::Time};
 use crate::{
     clock::{self, Clock, Moment},
     error::{Error, Kind, Result},
     kv::{
-        Version,
+        Taken, Version, WriteId,
         feed::{self, Member},
     },
     purge::feed::Feed,
     store::{
         Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
-        keys::{self, Intent, Listed, Members},
+        keys::{self, Intent, Listed, Members, Record},
     },
 };
 
@@ -48,6 +50,14 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LAST: Duration = Duration::from_millis(500);
 /// After which an intent that nobody removed goes by itself.
 const INTENT_SECONDS: u64 = 30 * 24 * 3600;
+/// How long intents stay that are carried out, for those who ask what became of a write; and how old such a write may be.
+pub(super) const INTENTS_KEPT: Duration = Duration::from_secs(60);
+const INTENTS_KNOWN: Duration = Duration::from_secs(50);
+const FORGOTTEN_AT_ONCE: usize = 64;
+/// Of how many that departed it is remembered what they did last, and how much that may be.
+const GRAVES_MAX: usize = 4;
+const LOOKED_UP_BYTES_MAX: usize = 64 << 20;
+const STEP_LOOKED_UP: usize = 64;
 /// Intents that are read at once: each may have some megabytes.
 const STEP_INTENTS: usize = 4;
 
@@ -71,6 +81,7 @@ pub(super) struct Membership {
     /// Above which it mints.
     floor: Version,
     state: Mutex<State>,
+    graves: tokio::sync::Mutex<VecDeque<Arc<Grave>>>,
 }
 
 struct State {
@@ -85,9 +96,58 @@ struct State {
     under_way: Option<Version>,
     next_intent: u64,
     done: u64,
+    /// Intents that are carried out and still in the store, the oldest first.
+    carried_out: VecDeque<(u64, Moment)>,
     /// When which beat of the others was seen first.
     seen: HashMap<u64, (u64, Moment)>,
     deciding: bool,
+}
+
+/// What is known of a write that is handed in again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It took effect, with this version.
+    Became(Version),
+    /// It did not, and never will.
+    NotTaken,
+    /// If anybody took it, it was this origin.
+    OurOwn,
+    Unknown,
+}
+
+/// What an origin that has departed did last.
+struct Grave {
+    epoch: u64,
+    writes: HashMap<(WriteId, Bytes), Version>,
+}
+
+impl Grave {
+    /// `None` if that is too much to look through.
+    async fn read(store: &dyn Store, epoch: u64, end: u64) -> Result<Option<Grave>> {
+        let (mut from, to) = (keys::intent(epoch, 0), keys::intent(epoch, end));
+        let (mut writes, mut bytes) = (HashMap::new(), 0);
+        loop {
+            let rows = store.scan(Table::Intent, &from, &to, STEP_LOOKED_UP).await?;
+            for (row, value) in &rows {
+                bytes += value.len();
+                for change in Intent::decode(row, value)?.changes {
+                    let Some(value) = change.value.filter(|_| change.table == Table::Entry) else { continue };
+                    let record = Record::decode(&change.key, &value)?;
+                    if let Some(named) = record.named.first().filter(|named| named.version == record.version) {
+                        // A copy: the rest of the intent is not kept.
+                        writes.insert((named.id, Bytes::copy_from_slice(&change.key)), named.version);
+                    }
+                }
+            }
+            if bytes > LOOKED_UP_BYTES_MAX {
+                return Ok(None);
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == STEP_LOOKED_UP => from = keys::after(last),
+                _ => return Ok(Some(Grave { epoch, writes })),
+            }
+        }
+    }
 }
 
 impl Membership {
@@ -129,6 +189,7 @@ impl Membership {
             under_way: None,
             next_intent: 0,
             done: 0,
+            carried_out: VecDeque::new(),
             seen: HashMap::new(),
             deciding: false,
             time: None,
@@ -140,7 +201,18 @@ impl Membership {
         tracing::info!(epoch, id, others, alone, "joined the origins on the store");
         // Nothing is under way; that all is known, also of the others, holds as long as the list does.
         feed.knows_all(floor);
-        let members = Membership { store, clock, feed, failure, epoch, id, lease, floor, state: Mutex::new(state) };
+        let members = Membership {
+            store,
+            clock,
+            feed,
+            failure,
+            epoch,
+            id,
+            lease,
+            floor,
+            state: Mutex::new(state),
+            graves: tokio::sync::Mutex::default(),
+        };
         members.tell(asked_at);
         Ok(Joined { members: Arc::new(members), starts, floor })
     }
@@ -273,10 +345,11 @@ impl Membership {
     /// Carries out what a dead origin intended, and takes it off the list.
     async fn finish(&self, dead: &Listed) -> Result<()> {
         let (mut from, to) = keys::intents_from(dead.epoch, dead.done);
-        let (mut intents, mut highest) = (0, Version::ZERO);
+        let (mut intents, mut highest, mut end) = (0, Version::ZERO, dead.done);
         loop {
             let rows = self.store.scan(Table::Intent, &from, &to, STEP_INTENTS).await?;
             for (row, value) in &rows {
+                end = end.max(keys::intent_number(row)? + 1);
                 match Intent::decode(row, value) {
                     Ok(intent) => {
                         highest = intent.changes.iter().map(|change| change.version).fold(highest, Version::max);
@@ -295,7 +368,7 @@ impl Membership {
         let remove = |members: &mut Members| {
             if members.of(dead.epoch).is_some_and(|member| member.beat == dead.beat) {
                 members.floor = members.highest().max(highest.as_u64());
-                members.remove(dead.epoch);
+                members.remove(dead.epoch, end);
             }
             Ok(())
         };
@@ -365,12 +438,65 @@ impl Membership {
         self.check_writes().map_err(|error| Error::unavailable(error.message))?;
         // Of one millisecond the removal comes after what it removes.
         batch.version = stamp.next(self.id).unwrap_or(stamp);
-        if let Some(carried_out) = number.checked_sub(1) {
+        for carried_out in self.forgotten() {
             batch.remove(Table::Intent, keys::intent(self.epoch, carried_out));
         }
         self.until_known(batch).await?;
-        self.lock().done = number + 1;
+        let mut state = self.lock();
+        state.done = number + 1;
+        state.carried_out.push_back((number, self.clock.now()));
         Ok(())
+    }
+
+    /// Intents that nobody asks for any more: what became of a write is looked up in them for a while.
+    fn forgotten(&self) -> Vec<u64> {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let mut forgotten = Vec::new();
+        while forgotten.len() < FORGOTTEN_AT_ONCE
+            && let Some((number, at)) = state.carried_out.front()
+            && now.since(*at) > INTENTS_KEPT
+        {
+            forgotten.push(*number);
+            state.carried_out.pop_front();
+        }
+        forgotten
+    }
+
+    /// What became of a write that an origin may have taken which has departed since; by its name and its entry's row.
+    pub(super) async fn fate(&self, taken: Taken, id: WriteId, row: &Bytes) -> Result<Fate> {
+        if taken.ago > INTENTS_KNOWN {
+            return Ok(Fate::Unknown);
+        }
+        if taken.epoch == self.epoch {
+            return Ok(Fate::OurOwn);
+        }
+        // One scan at a time.
+        let mut graves = self.graves.lock().await;
+        let grave = match graves.iter().find(|grave| grave.epoch == taken.epoch) {
+            Some(grave) => Arc::clone(grave),
+            None => {
+                let Some(end) = self.departed(taken.epoch).await? else { return Ok(Fate::Unknown) };
+                let Some(grave) = Grave::read(&*self.store, taken.epoch, end).await? else { return Ok(Fate::Unknown) };
+                let grave = Arc::new(grave);
+                graves.push_front(Arc::clone(&grave));
+                graves.truncate(GRAVES_MAX);
+                grave
+            }
+        };
+        Ok(grave.writes.get(&(id.name(), row.clone())).map_or(Fate::NotTaken, |version| Fate::Became(*version)))
+    }
+
+    /// Below which intents of an origin that has departed were carried out.
+    async fn departed(&self, epoch: u64) -> Result<Option<u64>> {
+        let find = |members: &Members| {
+            members.departed.iter().find(|departed| departed.epoch == epoch).map(|departed| departed.end)
+        };
+        if let Some(end) = find(&self.lock().members) {
+            return Ok(Some(end));
+        }
+        // Whoever asks may have heard of it before we did.
+        Ok(find(&Members::parse(&self.agreement()?.read(Members::NAME).await?)?))
     }
 
     /// Commits a batch whose changes have their versions, again and again while its outcome is not known, as long as the lease lasts (O3).
@@ -453,9 +579,10 @@ impl Membership {
     pub(super) async fn leave(&self) {
         let known = self.lock().agreed.clone();
         let safe = self.own_safe(&self.lock());
+        let done = self.lock().done;
         let leave = |members: &mut Members| {
             members.floor = members.highest().max(safe.as_u64());
-            members.remove(self.epoch);
+            members.remove(self.epoch, done);
             Ok(())
         };
         let left = match self.agreement() {

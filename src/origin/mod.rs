@@ -40,7 +40,7 @@ use self::{
     failure::Failure,
     garbled::Garbled,
     list::{Cursors, Lister},
-    membership::{Joined, Membership},
+    membership::{Fate, Joined, Membership},
     rate::WriteRate,
     reclaim::{Reclaimer, SharedGarbage},
     values::{For, SharedValues, Values},
@@ -51,7 +51,7 @@ use crate::{
     error::{Error, Kind, Result},
     kv::{
         Account, AccountId, Answer, CacheStatus, Change, Control, Controlled, Entry, Key, List, NamespaceId, Page,
-        Read, Source, State, Value, Version, Via, Writer, Written,
+        Read, Source, State, Value, Version, Via, WriteId, Writer, Written,
         feed::{Follow, Frames},
         kept::Hit,
     },
@@ -415,10 +415,15 @@ impl Source for Origin {
 impl Writer for Origin {
     async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
         self.core.check_writable(namespace).await?;
+        self.core.check_meant(via)?;
         if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
             rate.charge(namespace, key)?;
         }
-        let change = self.core.prepare(namespace, key.clone(), change, via).await?;
+        let fate = self.core.fate(namespace, key, via).await?;
+        if let Fate::Became(version) = fate {
+            return Ok(self.core.written_before(version));
+        }
+        let change = self.core.prepare(namespace, key.clone(), change, via, fate).await?;
         let mut outcomes = self.core.committer.commit(vec![change], None).await?;
         let outcome = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
         // After its own purge, whose state it has already.
@@ -435,6 +440,7 @@ impl Writer for Origin {
         via: Via,
     ) -> Result<Vec<Result<Written>>> {
         self.core.check_writable(namespace).await?;
+        self.core.check_meant(via)?;
         let mut charged = HashSet::new();
         let mut prepared = Vec::with_capacity(writes.len());
         let mut changes = Vec::with_capacity(writes.len());
@@ -444,15 +450,26 @@ impl Writer for Origin {
                 (Change::Put { .. }, Some(rate)) if charged.insert(key.clone()) => rate.charge(namespace, &key).err(),
                 _ => None,
             };
-            let change = match refused {
-                Some(error) => Err(error),
-                None => self.core.prepare(namespace, key, change, via).await,
-            };
-            prepared.push(change.map(|change| changes.push(change)));
+            if let Some(error) = refused {
+                prepared.push(Err(error));
+                continue;
+            }
+            prepared.push(match self.core.fate(namespace, &key, via).await? {
+                Fate::Became(version) => Ok(Some(self.core.written_before(version))),
+                fate => {
+                    let change = self.core.prepare(namespace, key, change, via, fate).await;
+                    change.map(|change| {
+                        changes.push(change);
+                        None
+                    })
+                }
+            });
         }
         let mut outcomes = self.core.committer.commit(changes, None).await?.into_iter();
-        let outcome = |prepared: Result<()>| {
-            prepared?;
+        let outcome = |prepared: Result<Option<Written>>| {
+            if let Some(written) = prepared? {
+                return Ok(written);
+            }
             let outcome =
                 outcomes.next().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
             Ok(self.core.written(outcome))
@@ -542,7 +559,14 @@ impl Core {
     }
 
     /// Checks a change and takes in its value.
-    async fn prepare(&self, namespace: NamespaceId, key: Key, change: Change, via: Via) -> Result<commit::Change> {
+    async fn prepare(
+        &self,
+        namespace: NamespaceId,
+        key: Key,
+        change: Change,
+        via: Via,
+        fate: Fate,
+    ) -> Result<commit::Change> {
         let action = match change {
             Change::Put { value, metadata, expires } => {
                 let expiration = expire::resolve(expires, self.time.seconds())?;
@@ -552,7 +576,38 @@ impl Core {
             }
             Change::Delete => Action::Delete,
         };
-        Ok(commit::Change { namespace, key, action, id: via.id })
+        let id = match fate {
+            // As if it came for the first time.
+            Fate::NotTaken => via.id.map(WriteId::name),
+            _ => via.id,
+        };
+        Ok(commit::Change { namespace, key, action, id, own: fate == Fate::OurOwn })
+    }
+
+    /// What came late, to the successor of the origin that was meant, is refused: it may have been taken elsewhere since.
+    fn check_meant(&self, via: Via) -> Result<()> {
+        let epoch = self.feed.position().epoch;
+        match via.to {
+            Some(meant) if meant != epoch => {
+                Err(Error::unavailable("this write was meant for the origin that was here before").and_untaken())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What became of a write that is handed in again.
+    async fn fate(&self, namespace: NamespaceId, key: &Key, via: Via) -> Result<Fate> {
+        match (&self.membership, via) {
+            (Some(membership), Via { id: Some(id), taken: Some(taken), .. }) if id.may_have_been_taken() => {
+                membership.fate(taken, id, &keys::entry(namespace, key.as_bytes())).await
+            }
+            _ => Ok(Fate::Unknown),
+        }
+    }
+
+    /// A write that took effect when it was handed in before. What became of its state since is not known, so nobody is to keep it.
+    fn written_before(&self, version: Version) -> Written {
+        self.written(Outcome { version, expiration: Some(self.time.seconds()) })
     }
 
     fn written(&self, outcome: Outcome) -> Written {

@@ -214,7 +214,9 @@ impl Reclaimer {
         let mut removals = Vec::with_capacity(rows.len());
         for (row, _) in rows {
             match keys::parse_entry(row) {
-                Ok((namespace, key)) => removals.push(Change { namespace, key, action: Action::Reclaim, id: None }),
+                Ok((namespace, key)) => {
+                    removals.push(Change { namespace, key, action: Action::Reclaim, id: None, own: false })
+                }
                 Err(error) => report(error),
             }
         }

@@ -26,8 +26,8 @@ use crate::{
     clock::{self, Moment},
     error::{Error, Kind, Result},
     kv::{
-        AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, Page, Read, Source, Version, Via,
-        WriteId, Writer, Written,
+        AccountId, Answer, Change, Control, Controlled, Key, List, NamespaceId, Page, Read, Source, Taken, Version,
+        Via, WriteId, Writer, Written,
         feed::{Follow, FollowerId, Frames},
         kept::Hit,
     },
@@ -88,7 +88,7 @@ impl Writer for Fleet {
         loop {
             let member = attempts.next().await?;
             let Some(change) = again.change() else { return Err(attempts.given_up()) };
-            let via = Via { follower: Some(member.follower), id: Some(attempts.name(id)) };
+            let via = attempts.via(&member, id);
             let writing = member.backend.write(namespace, key, change, via);
             match attempts.hand_in(&member, writing, !again.is_arriving()).await {
                 Ok(written) => {
@@ -122,7 +122,7 @@ impl Writer for Fleet {
                 Err(error) => return given_up(outcomes, &places, error),
             };
             let Some(changes) = changes else { return given_up(outcomes, &places, attempts.given_up()) };
-            let via = Via { follower: Some(member.follower), id: Some(attempts.name(id)) };
+            let via = attempts.via(&member, id);
             let writing = member.backend.write_many(namespace, changes, via);
             let error = match attempts.hand_in(&member, writing, true).await {
                 Ok(answers) if answers.len() != open.len() => {
@@ -372,6 +372,9 @@ struct Attempts<'a> {
     taker: Option<Taker>,
     /// Whether anybody may have.
     again: bool,
+    began_at: Moment,
+    /// Who may have, if nobody else may.
+    only_taker: Option<u64>,
 }
 
 struct Taker {
@@ -392,12 +395,20 @@ impl<'a> Attempts<'a> {
             epoch: None,
             taker: None,
             again: false,
+            began_at: fleet.0.clock.now(),
+            only_taker: None,
         }
     }
 
-    /// The name under which to hand it in.
-    fn name(&self, id: WriteId) -> WriteId {
-        if self.again { id.again() } else { id }
+    /// How it is handed in: under its name, and with who may have taken it if that is one alone.
+    fn via(&self, member: &Member, id: WriteId) -> Via {
+        let ago = self.fleet.0.clock.now().since(self.began_at);
+        Via {
+            follower: Some(member.follower),
+            id: Some(if self.again { id.again() } else { id }),
+            to: self.epoch,
+            taken: self.only_taker.map(|epoch| Taken { epoch, ago }),
+        }
     }
 
     /// Whom to hand it in to next: each once, then after a pause each once more.
@@ -455,6 +466,7 @@ impl<'a> Attempts<'a> {
     fn failed(&mut self, member: Arc<Member>, error: Error, again: bool) -> Result<()> {
         if !error.untaken && self.taker.is_none() {
             self.taker = Some(Taker { member: Arc::clone(&member), epoch: self.epoch });
+            self.only_taker = if self.again { None } else { self.epoch };
             self.again = true;
         } else if error.untaken && self.taker.is_some() {
             // Whether it has left is found out by others; until then this costs nobody anything.

@@ -7,7 +7,7 @@ use crate::{
     clock::Clock as _,
     error::Kind,
     kv::{
-        Version, WriteId,
+        Taken, Version, WriteId,
         feed::{Follow, FollowerId, Frames, Member, Message},
     },
     store::{keys::Record, memory::FailedCommit},
@@ -111,7 +111,7 @@ impl One {
 
     async fn put_named(&self, name: &str, value: impl Into<Bytes>, id: Option<u64>) -> Result<Version> {
         let change = Change::Put { value: value.into().into(), metadata: None, expires: Expires::Never };
-        let via = Via { follower: None, id: id.map(WriteId) };
+        let via = Via { id: id.map(WriteId), ..Via::default() };
         self.origin.write(self.namespace, &key(name), change, via).await.map(|written| written.version)
     }
 
@@ -227,7 +227,7 @@ async fn a_write_that_is_handed_in_again_takes_effect_once() {
 #[tokio::test]
 async fn a_write_handed_in_again_is_refused_rather_than_taken_twice() {
     let mut several = Several::start().await;
-    let one = several.open(0).await;
+    let (one, elsewhere) = several.two([0, 0]).await;
     let id = WriteId::drawn(76);
     let version = one.put_named("k", "mine", Some(id.0)).await.unwrap();
     let others = Record::NAMED_MAX as u64;
@@ -236,15 +236,16 @@ async fn a_write_handed_in_again_is_refused_rather_than_taken_twice() {
     }
     assert_eq!(one.put_named("k", "mine", Some(id.again().0)).await.unwrap(), version, "it is remembered still");
     one.put_named("k", "theirs", Some(2000)).await.unwrap();
-    let error = one.put_named("k", "mine", Some(id.again().0)).await.unwrap_err();
+    assert_eq!(one.put_named("k", "mine", Some(id.again().0)).await.unwrap(), version, "who took it knows it longer");
+    let error = elsewhere.put_named("k", "mine", Some(id.again().0)).await.unwrap_err();
     assert!(error.kind == Kind::Unavailable && !error.untaken, "{error}");
     assert_eq!(one.get("k").await.unwrap(), "theirs");
     // What was not handed in before is a new write in any case; and what comes again to a key that nobody has written was not taken.
     one.put_named("k", "new", Some(3000)).await.unwrap();
     assert_eq!(one.get("k").await.unwrap(), "new");
-    one.put_named("another", "mine", Some(id.again().0)).await.unwrap();
+    elsewhere.put_named("another", "mine", Some(id.again().0)).await.unwrap();
     several.pass(400 * SECOND).await;
-    one.put_named("k", "long after", Some(WriteId::drawn(78).again().0)).await.unwrap();
+    elsewhere.put_named("k", "long after", Some(WriteId::drawn(78).again().0)).await.unwrap();
     assert_eq!(one.get("k").await.unwrap(), "long after");
 }
 
@@ -447,4 +448,49 @@ async fn values_that_nobody_names_go_once_nobody_can_be_reading_them() {
     assert_eq!(several.store.count(Table::Reclaim), 0);
     assert_eq!(one.get("large").await.unwrap(), pattern(100_000, 3));
     assert_eq!(one.get("medium").await.unwrap(), pattern(5_000, 2));
+}
+
+#[tokio::test]
+async fn what_became_of_a_write_is_known_once_the_origin_that_may_have_taken_it_is_gone() {
+    let mut several = Several::start().await;
+    let (first, second) = several.two([0, 0]).await;
+    let taken = first.put_named("k", "mine", Some(76)).await.unwrap();
+    // So many others that the record has forgotten it.
+    for other in 0..=Record::NAMED_MAX as u64 {
+        second.put_named("k", "theirs", Some(1000 + 2 * other)).await.unwrap();
+    }
+    let epoch = first.origin.feed().position().epoch;
+    let namespace = several.namespace;
+    let again = async |id: u64, epoch: u64, ago: u64| {
+        let value = Bytes::from("mine").into();
+        let change = Change::Put { value, metadata: None, expires: Expires::Never };
+        let taken = Some(Taken { epoch, ago: Duration::from_secs(ago) });
+        let via = Via { id: Some(WriteId(id).again()), taken, ..Via::default() };
+        second.origin.write(namespace, &key("k"), change, via).await.map(|written| written.version)
+    };
+    assert!(again(76, epoch, 1).await.is_err(), "it may take it still");
+    several.kill(first);
+    several.pass(LEASE + SECOND * 4).await;
+    assert_eq!(again(76, epoch, 20).await.unwrap(), taken);
+    assert_eq!(second.get("k").await.unwrap(), "theirs");
+    assert!(again(78, epoch, 600).await.is_err(), "what it did is not known for so long");
+    assert!(again(78, 12345, 20).await.is_err(), "nobody knows of that one");
+    // That one the dead origin never took, and never will.
+    assert!(again(78, epoch, 20).await.unwrap() > taken);
+    assert_eq!(second.get("k").await.unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn a_write_that_was_meant_for_an_earlier_origin_is_not_taken() {
+    let mut several = Several::start().await;
+    let one = several.open(0).await;
+    let put = |to: u64| {
+        let change = Change::Put { value: Bytes::from("v").into(), metadata: None, expires: Expires::Never };
+        let origin = Arc::clone(&one.origin);
+        let namespace = several.namespace;
+        async move { origin.write(namespace, &key("k"), change, Via { to: Some(to), ..Via::default() }).await }
+    };
+    let epoch = one.origin.feed().position().epoch;
+    assert!(put(epoch ^ 1).await.unwrap_err().untaken);
+    put(epoch).await.unwrap();
 }

@@ -22,6 +22,16 @@ pub struct Members {
     pub control: u64,
     /// Who decides about them now.
     pub deciding: Option<u64>,
+    /// Those who were on the list last, the latest one first.
+    #[serde(default)]
+    pub departed: Vec<Departed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    pub epoch: u64,
+    /// Its intents below this were carried out; one that came later never is.
+    pub end: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +49,8 @@ pub struct Listed {
 impl Members {
     /// The record's name.
     pub const NAME: &str = "members";
+    /// How many that departed are remembered.
+    const DEPARTED_MAX: usize = 32;
 
     pub fn parse(agreed: &Agreed) -> Result<Members> {
         if agreed.revision == 0 {
@@ -62,8 +74,11 @@ impl Members {
         self.members.iter_mut().find(|member| member.epoch == epoch)
     }
 
-    pub fn remove(&mut self, epoch: u64) {
+    /// Takes an origin off the list whose intents below `end` are carried out.
+    pub fn remove(&mut self, epoch: u64, end: u64) {
         self.members.retain(|member| member.epoch != epoch);
+        self.departed.insert(0, Departed { epoch, end });
+        self.departed.truncate(Members::DEPARTED_MAX);
         if self.deciding == Some(epoch) {
             self.deciding = None;
         }

@@ -327,7 +327,7 @@ async fn of_a_key_that_is_in_a_call_more_than_once_the_last_change_is_handed_in(
 #[tokio::test]
 async fn a_write_keeps_the_name_that_it_came_with() {
     let world = following(2).await;
-    let via = Via { follower: None, id: Some(WriteId(77)) };
+    let via = Via { id: Some(WriteId(77)), ..Via::default() };
     let first = world.writing("k", via).await.unwrap().unwrap();
     let again = world.writing("k", via).await.unwrap().unwrap();
     assert_eq!((first.version, world.written()), (again.version, 1));
@@ -485,7 +485,7 @@ async fn the_fleet_knows_what_its_tier_reads_and_writes() {
     let mut frames = world.fleet.follow(Follow { follower: tier, from: None, all_states: false }, pings).await.unwrap();
     let read = Read { asker: Some(tier), ..within_age(60) };
     world.fleet.get(NAMESPACE, &key("read"), &read).await.unwrap();
-    let via = Via { follower: Some(tier), id: None };
+    let via = Via { follower: Some(tier), ..Via::default() };
     world.fleet.write(NAMESPACE, &key("written"), put(), via).await.unwrap();
     world.fleet.write_many(NAMESPACE, vec![(key("one of many"), put())], via).await.unwrap();
     for name in ["read", "written", "one of many", "neither"] {
