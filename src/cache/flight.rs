@@ -269,13 +269,21 @@ impl Flights {
     }
 
     /// A purge: no older answer is kept, and what is held goes if it is older, or is replaced by the new state where that came along (F3, F5). Answers
-    /// what was dropped without a replacement.
-    pub fn purge(&self, key: &EntryKey, version: Version, pushed: Option<&Kept>) -> Option<Kept> {
+    /// what was dropped without a replacement. Only what the feed vouches for is replaced: of anything else a purge may have been missed, and of a state that another
+    /// origin's had overtaken by then nothing more would come.
+    pub fn purge(
+        &self,
+        key: &EntryKey,
+        version: Version,
+        pushed: Option<&Kept>,
+        vouches: impl Fn(&Kept) -> bool,
+    ) -> Option<Kept> {
         let shard = self.shard(key);
         shard.raise_floors(key, order(version, true), true, None);
         self.changes(key);
         let held = self.memory.peek(key).filter(|held| held.version() < version)?;
-        match pushed.filter(|pushed| pushed.length() as u64 <= self.memory.value_bytes_max()) {
+        let fits = |pushed: &&Kept| pushed.length() as u64 <= self.memory.value_bytes_max();
+        match pushed.filter(|pushed| fits(pushed) && vouches(&held)) {
             Some(pushed) => {
                 pushed.used_as(&held);
                 self.memory.insert(pushed.clone());
@@ -516,7 +524,7 @@ mod tests {
         assert_eq!((held.version(), held.verified().at), (Version::from_u64(7), at));
         // A write in between ends that.
         let Joined::Leading(third, _third, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
-        flights.purge(&key, Version::from_u64(8), None);
+        flights.purge(&key, Version::from_u64(8), None, |_| true);
         assert!(!third.fill(&absent(7)) && third.fill(&absent(8)));
     }
 
@@ -598,16 +606,26 @@ mod tests {
     #[test]
     fn a_purge_replaces_what_is_older_and_makes_nothing() {
         let (flights, key) = flights();
-        assert!(flights.purge(&key, Version::from_u64(5), Some(&absent(5))).is_none());
+        assert!(flights.purge(&key, Version::from_u64(5), Some(&absent(5)), |_| true).is_none());
         assert!(flights.memory().peek(&key).is_none(), "nothing was held");
         flights.write(&key).fill(&absent(5));
         for version in [4, 5] {
-            assert!(flights.purge(&key, Version::from_u64(version), None).is_none());
+            assert!(flights.purge(&key, Version::from_u64(version), None, |_| true).is_none());
             assert!(flights.memory().peek(&key).is_some(), "what is held is no older than {version}");
         }
-        assert!(flights.purge(&key, Version::from_u64(6), Some(&absent(6))).is_none());
+        assert!(flights.purge(&key, Version::from_u64(6), Some(&absent(6)), |_| true).is_none());
         assert_eq!(flights.memory().peek(&key).unwrap().version(), Version::from_u64(6));
-        assert_eq!(flights.purge(&key, Version::from_u64(7), None).unwrap().version(), Version::from_u64(6));
+        assert_eq!(flights.purge(&key, Version::from_u64(7), None, |_| true).unwrap().version(), Version::from_u64(6));
+        assert!(flights.memory().peek(&key).is_none());
+    }
+
+    /// Its own purge, or that of what had overtaken the state that comes now, may have been missed.
+    #[test]
+    fn a_purge_replaces_nothing_that_the_feed_does_not_vouch_for() {
+        let (flights, key) = flights();
+        flights.write(&key).fill(&absent(5));
+        let dropped = flights.purge(&key, Version::from_u64(6), Some(&present(6)), |_| false);
+        assert_eq!(dropped.unwrap().version(), Version::from_u64(5));
         assert!(flights.memory().peek(&key).is_none());
     }
 

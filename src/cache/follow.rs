@@ -175,7 +175,9 @@ impl Tier {
                 let pushed =
                     state.and_then(|state| self.pushed(&key, &state, version, place).map(|kept| (state, kept)));
                 let (state, kept) = pushed.unzip();
-                if let Some(dropped) = self.flights().purge(&key, version, kept.as_ref()) {
+                let seen = self.coverage().seen();
+                let vouches = |held: &Kept| seen.vouches_for(held.verified());
+                if let Some(dropped) = self.flights().purge(&key, version, kept.as_ref(), vouches) {
                     self.refetch(&key, version, &dropped);
                 }
                 let state = state.map(|state| self.passed_on(state, kept.as_ref()));

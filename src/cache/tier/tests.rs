@@ -416,7 +416,7 @@ async fn a_read_whose_stale_answer_a_purge_took_away_waits_for_the_new_one() {
     let held_up = w.upstream.hold_up();
     let reading = w.reading("k", within_age(60));
     settle().await;
-    w.tier.0.flights.purge(&EntryKey { namespace: NAMESPACE, key: key("k") }, version, None);
+    w.tier.0.flights.purge(&EntryKey { namespace: NAMESPACE, key: key("k") }, version, None, |_| true);
     w.clock.advance(2 * SECOND);
     settle().await;
     assert!(!reading.is_finished(), "there is nothing to answer");
