@@ -345,6 +345,8 @@ pub(crate) struct Finale {
     reads: usize,
     /// Of what the edge held, by clients that made no demand.
     held_failed: usize,
+    /// Of what somebody had changed since the edge answered it last.
+    changed_failed: usize,
     demanding_failed: usize,
     stale: usize,
     cold: u64,
@@ -434,20 +436,33 @@ impl Finale {
                 }
             }
         }
-        let failed = |demanding: bool| {
-            let is = move |read: &&ReadRecord| {
-                read.answer.is_none() && demanding == (read.max_age.is_zero() || read.at_least.is_some())
+        let demands = |read: &ReadRecord| read.max_age.is_zero() || read.at_least.is_some();
+        let failed: Vec<&ReadRecord> = reads.iter().filter(|read| read.answer.is_none()).collect();
+        let demanding_failed = failed.iter().filter(|read| demands(read)).count();
+        // An edge holds what it has answered, until somebody changes it: then it may have dropped it, and has to ask.
+        let is_held = |failed: &ReadRecord| {
+            let same = reads.iter().filter(|read| (read.edge, read.key) == (failed.edge, failed.key));
+            let answered =
+                same.filter(|read| read.answer.is_some() && read.to <= failed.from).map(|read| read.from).max();
+            let changed = |since: Nanos| {
+                writes.iter().any(|write| {
+                    let done = write.done.map_or(Nanos::MAX, |(at, _)| at);
+                    write.key == failed.key && done >= since && write.from <= failed.to
+                })
             };
-            reads.iter().filter(is).count()
+            answered.is_some_and(|since| !changed(since))
         };
+        let held_failed = failed.iter().filter(|read| !demands(read) && is_held(read)).count();
+        let changed_failed = failed.len() - demanding_failed - held_failed;
         let mut latencies: Vec<f64> =
             writes.iter().filter_map(|write| Some((write.done?.0 - write.from) as f64 / 1e6)).collect();
         latencies.sort_by(f64::total_cmp);
         let at = |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied().unwrap_or(0.0);
         Finale {
             writes_failed: writes.iter().filter(|write| write.done.is_none()).count(),
-            held_failed: failed(false),
-            demanding_failed: failed(true),
+            held_failed,
+            changed_failed,
+            demanding_failed,
             writes: writes.len(),
             reads: reads.len(),
             stale,
@@ -480,8 +495,8 @@ impl fmt::Display for Finale {
         )?;
         writeln!(
             f,
-            "{} reads: {} of what was held failed, {} latest or at-least ones; {} marked STALE; greatest age {:?}",
-            self.reads, self.held_failed, self.demanding_failed, self.stale, self.age_max
+            "{} reads: {} of what was held failed, {} of what had just been changed, {} latest or at-least ones; {} marked STALE; greatest age {:?}",
+            self.reads, self.held_failed, self.changed_failed, self.demanding_failed, self.stale, self.age_max
         )?;
         writeln!(f, "{} cold reads, {} failed", self.cold, self.cold_failed)?;
         writeln!(f, "{} acknowledged writes lost, {} wrong answers", self.lost.len(), self.violations.len())?;
