@@ -27,6 +27,7 @@ mod versions;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -158,6 +159,7 @@ impl Origin {
             time: Arc::clone(&time),
             origin: id,
             kept,
+            places: Semaphore::new(values::PARTS_AT_ONCE),
         });
         let values = Values::new(Arc::clone(&store), Arc::clone(&failure), found.starts, shared_values);
         let feed = announcer.feed().clone();

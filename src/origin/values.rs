@@ -21,7 +21,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{failure::Failure, versions::Time};
 use crate::{
@@ -58,7 +58,12 @@ pub(super) struct SharedValues {
     pub(super) origin: u8,
     /// How long what is gone is remembered.
     pub(super) kept: Duration,
+    /// Parts of values on their way into the store.
+    pub(super) places: Semaphore,
 }
+
+/// So many are on their way at a time: more would not be faster, and keep the database from what can't wait, as an origin's lease.
+pub(super) const PARTS_AT_ONCE: usize = 8;
 
 impl SharedValues {
     fn stamp(&self) -> Version {
@@ -311,6 +316,7 @@ impl Values {
     pub(super) async fn commit(&self, batch: Batch) -> Result<()> {
         self.failure.check()?;
         if let Some(shared) = &self.shared {
+            let _place = shared.places.acquire().await.expect("it is never closed");
             // Nothing is built upon it before it is known, and it may be done twice.
             for _ in 1..SHARED_ATTEMPTS {
                 match self.store.commit(batch.clone(), Durability::Synced).await {
