@@ -441,8 +441,10 @@ impl Running {
     pub async fn stop(self) {
         self.ready.store(false, Ordering::Release);
         // While others can still hear of it.
-        if let Some(host) = &self.host {
-            host.leave().await;
+        if let Some(host) = &self.host
+            && clock::within(&*self.context.clock, self.shutdown_deadline, host.leave()).await.is_err()
+        {
+            tracing::warn!("the origin could not leave the others in time: they find out in a lease");
         }
         self.context.stop();
         // Those who follow it would hold their connections to the deadline.

@@ -194,7 +194,8 @@ impl Draft {
         if put {
             self.passing.insert(target.row.clone());
         }
-        if replaced.is_some() {
+        // Of a shared store also the record that says that it was deleted.
+        if replaced.is_some() || (self.sharing.is_some() && version > Version::ZERO) {
             self.at(version, |batch| batch.remove(Table::Entry, target.row));
         }
     }

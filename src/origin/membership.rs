@@ -57,7 +57,6 @@ const FORGOTTEN_AT_ONCE: usize = 64;
 /// Of how many that departed it is remembered what they did last, and how much that may be.
 const GRAVES_MAX: usize = 4;
 const LOOKED_UP_BYTES_MAX: usize = 64 << 20;
-const STEP_LOOKED_UP: usize = 64;
 /// Intents that are read at once: each may have some megabytes.
 const STEP_INTENTS: usize = 4;
 
@@ -127,7 +126,7 @@ impl Grave {
         let (mut from, to) = (keys::intent(epoch, 0), keys::intent(epoch, end));
         let (mut writes, mut bytes) = (HashMap::new(), 0);
         loop {
-            let rows = store.scan(Table::Intent, &from, &to, STEP_LOOKED_UP).await?;
+            let rows = store.scan(Table::Intent, &from, &to, STEP_INTENTS).await?;
             for (row, value) in &rows {
                 bytes += value.len();
                 for change in Intent::decode(row, value)?.changes {
@@ -143,7 +142,7 @@ impl Grave {
                 return Ok(None);
             }
             match rows.last() {
-                Some((last, _)) if rows.len() == STEP_LOOKED_UP => from = keys::after(last),
+                Some((last, _)) if rows.len() == STEP_INTENTS => from = keys::after(last),
                 _ => return Ok(Some(Grave { epoch, writes })),
             }
         }
@@ -226,9 +225,16 @@ impl Membership {
         self.id
     }
 
-    /// Refreshes the lease until it is lost, watches the others, and finishes for those that died.
+    /// Refreshes the lease until it is lost, and beside that watches the others and finishes for those that died: neither holds up the other.
     pub(super) async fn run(self: Arc<Membership>, namespaces: Arc<Namespaces>) {
-        let mut control = self.lock().members.control;
+        tokio::select! {
+            biased;
+            () = self.keep_lease() => {}
+            () = self.watch(&namespaces) => {}
+        }
+    }
+
+    async fn keep_lease(&self) {
         while self.failure.check().is_ok() {
             self.clock.sleep(REFRESH.min(self.lease / REFRESHES_PER_LEASE)).await;
             let left = self.lock().lease_until.since(self.clock.now());
@@ -245,18 +251,36 @@ impl Membership {
                 Ok(Err(error)) => tracing::warn!(%error, "the lease could not be refreshed, and is tried again"),
                 Ok(Ok(())) | Err(_) => {}
             }
+        }
+    }
+
+    async fn watch(&self, namespaces: &Namespaces) {
+        let mut control = self.lock().members.control;
+        loop {
+            self.clock.sleep(REFRESH.min(self.lease / REFRESHES_PER_LEASE)).await;
             let now = self.lock().members.control;
             if now != control {
-                match namespaces.read(&*self.store).await {
-                    Ok(()) => control = now,
-                    Err(error) => {
+                match clock::within(&*self.clock, self.lease, namespaces.read(&*self.store)).await {
+                    Ok(Ok(())) => control = now,
+                    Ok(Err(error)) => {
                         tracing::warn!(%error, "reading which namespaces there are failed, and is tried again")
                     }
+                    Err(_) => tracing::warn!("reading which namespaces there are takes too long, and is tried again"),
                 }
             }
             for dead in self.dead() {
-                if let Err(error) = self.finish(&dead).await {
-                    tracing::warn!(%error, epoch = dead.epoch, "finishing for an origin that died failed, and is tried again");
+                // One that can't be finished keeps no other waiting.
+                match clock::within(&*self.clock, self.lease, self.finish(&dead)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, epoch = dead.epoch, "finishing for an origin that died failed, and is tried again");
+                    }
+                    Err(_) => {
+                        tracing::warn!(
+                            epoch = dead.epoch,
+                            "finishing for an origin that died takes too long, and is tried again"
+                        );
+                    }
                 }
             }
         }
@@ -278,7 +302,9 @@ impl Membership {
             own.safe = own.safe.max(safe.as_u64());
             own.done = done;
             if held {
+                // What was decided may be in the store, and the others are to read it.
                 members.deciding = None;
+                members.control += 1;
             }
             Ok(())
         };
@@ -369,6 +395,15 @@ impl Membership {
             if members.of(dead.epoch).is_some_and(|member| member.beat == dead.beat) {
                 members.floor = members.highest().max(highest.as_u64());
                 members.remove(dead.epoch, end);
+            } else if members.of(dead.epoch).is_none()
+                && let Some(gone) = members.departed.iter_mut().find(|gone| gone.epoch == dead.epoch)
+                && gone.end < end
+            {
+                // Another one finished before these intents came to light, and those who follow have gone on since. Counted as one who came and went unheard,
+                // it is a gap to all of them.
+                gone.end = end;
+                members.starts += 1;
+                members.floor = members.highest().max(highest.as_u64());
             }
             Ok(())
         };
@@ -385,6 +420,7 @@ impl Membership {
 
     /// An error unless this origin may write now.
     pub(super) fn check_writes(&self) -> Result<()> {
+        self.failure.check()?;
         let now = self.clock.now();
         let state = self.lock();
         if now + self.lease / MARGINS_PER_LEASE >= state.lease_until {
@@ -502,8 +538,15 @@ impl Membership {
     /// Commits a batch whose changes have their versions, again and again while its outcome is not known, as long as the lease lasts (O3).
     async fn until_known(&self, batch: Batch) -> Result<()> {
         let mut pause = PAUSE_FIRST;
+        // One batch that can't be known holds up all that wait behind it: whoever starts anew, and the others, can finish it as well.
+        let end = self.clock.now() + self.lease;
         loop {
-            let left = self.lock().lease_until.since(self.clock.now());
+            let left = self.lock().lease_until.min(end).since(self.clock.now());
+            if left.is_zero() {
+                return Err(Error::unavailable(
+                    "the store did not say what became of a commit for as long as a lease lasts",
+                ));
+            }
             let commit = self.store.commit(batch.clone(), Durability::Synced);
             let error = match clock::within(&*self.clock, left, commit).await {
                 Ok(Ok(())) => return Ok(()),

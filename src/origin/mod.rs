@@ -247,6 +247,8 @@ impl Origin {
         if let Some(membership) = &self.core.membership
             && self.failure.check().is_ok()
         {
+            // Whoever joins once this one is off the list need not wait for it.
+            self.core.feed.knows(None);
             membership.leave().await;
             self.core.feed.end();
         } else {

@@ -117,7 +117,13 @@ impl Reclaimer {
     /// Removes a value unless its entry names it; either way it is no more in doubt.
     async fn judge(&self, garbage: Reclaim, id: ValueId, chunks: u32, entry: &Bytes) -> Result<bool> {
         let named = match self.store.get(Table::Entry, entry).await? {
-            Some(record) => Record::decode(entry, &record)?.place == Place::Chunked(id),
+            Some(record) => match Record::decode(entry, &record) {
+                Ok(record) => record.place == Place::Chunked(id),
+                Err(error) => {
+                    self.garbled.pass_over(&garbage.row(), &error);
+                    return Ok(false);
+                }
+            },
             None => false,
         };
         if !named {

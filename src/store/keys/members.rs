@@ -80,7 +80,9 @@ impl Members {
         self.departed.insert(0, Departed { epoch, end });
         self.departed.truncate(Members::DEPARTED_MAX);
         if self.deciding == Some(epoch) {
+            // What it decided may be in the store.
             self.deciding = None;
+            self.control += 1;
         }
     }
 
