@@ -30,7 +30,7 @@ fn common() -> String {
 
 fn region_config(listen: SocketAddr, centre: SocketAddr) -> String {
     let tier =
-        "[[tier]]\nrole = \"regional\"\nname = \"region\"\nupstream_deadline = \"500ms\"\ncontrol_max_age = \"1s\"";
+        "[[tier]]\nrole = \"regional\"\nname = \"region\"\nupstream_deadline = \"500ms\"\nwrite_deadline = \"500ms\"\ncontrol_max_age = \"1s\"";
     format!("{}{tier}\nlisten = \"{listen}\"\nupstream = \"{centre}\"\n", common())
 }
 
@@ -41,7 +41,7 @@ impl World {
         let centre = Server::start(folder.path(), "centre", &format!("{}{centre}", common()));
         let region_port = Port::reserve();
         let region = Server::start(folder.path(), "region", &region_config(region_port.address, centre.tier()));
-        let away = "[[tier]]\nrole = \"edge\"\nname = \"away\"\ndelay = \"40ms\"\nupstream_deadline = \"1s\"\ncontrol_max_age = \"1s\"";
+        let away = "[[tier]]\nrole = \"edge\"\nname = \"away\"\ndelay = \"40ms\"\nupstream_deadline = \"1s\"\nwrite_deadline = \"1s\"\ncontrol_max_age = \"1s\"";
         let away = format!("{}{away}\nlisten = \"127.0.0.1:0\"\nupstream = \"{}\"\n", common(), region.tier());
         let away = Server::start(folder.path(), "away", &away);
         let (account, token) = centre.account();
