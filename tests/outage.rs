@@ -29,8 +29,7 @@ fn common() -> String {
 }
 
 fn region_config(listen: SocketAddr, centre: SocketAddr) -> String {
-    let tier =
-        "[[tier]]\nrole = \"regional\"\nname = \"region\"\nupstream_deadline = \"500ms\"\nwrite_deadline = \"500ms\"\ncontrol_max_age = \"1s\"";
+    let tier = "[[tier]]\nrole = \"regional\"\nname = \"region\"\nupstream_deadline = \"500ms\"\nwrite_deadline = \"500ms\"\ncontrol_max_age = \"1s\"";
     format!("{}{tier}\nlisten = \"{listen}\"\nupstream = \"{centre}\"\n", common())
 }
 

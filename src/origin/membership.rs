@@ -176,7 +176,7 @@ impl Membership {
             members.starts += 1;
             members.floor = members.highest();
             let (address, safe) = (address.clone(), members.floor);
-            members.members.push(Listed { epoch, id, address, beat: 0, safe, done: 0 });
+            members.members.push(Listed { epoch, id, address, beat: 0, safe, done: 0, heir: None });
             Ok(())
         };
         let (agreed, members) = update(agreement(&*store)?, &*clock, Agreed::default(), join).await?;
@@ -295,7 +295,7 @@ impl Membership {
         let refresh = |members: &mut Members| {
             asked_at = self.clock.now();
             let held = members.deciding == Some(self.epoch) && !self.lock().deciding;
-            let own = members.of_mut(self.epoch).ok_or_else(|| {
+            let own = members.of_mut(self.epoch).filter(|own| own.heir.is_none()).ok_or_else(|| {
                 Error::new(Kind::Forbidden, "the other origins have taken this one for dead: it was silent for a lease")
             })?;
             own.beat += 1;
@@ -368,8 +368,33 @@ impl Membership {
         first && state.seen.values().all(|(_, at)| now.since(*at) < self.lease)
     }
 
+    /// Makes this origin the one that finishes for a dead one: of two that did, one could find an intent that the other had not seen, and that the dead one never
+    /// carried out, after others had been told that it never will be.
+    async fn inherit(&self, dead: &Listed) -> Result<bool> {
+        let known = self.lock().agreed.clone();
+        let mut ours = false;
+        let inherit = |members: &mut Members| {
+            let there: Vec<u64> = members.members.iter().map(|member| member.epoch).collect();
+            let dead = members.of_mut(dead.epoch).filter(|member| member.beat == dead.beat);
+            ours = dead.is_some_and(|dead| {
+                let free = dead.heir.is_none_or(|heir| heir == self.epoch || !there.contains(&heir));
+                if free {
+                    dead.heir = Some(self.epoch);
+                }
+                free
+            });
+            Ok(())
+        };
+        let (agreed, members) = update(self.agreement()?, &*self.clock, known, inherit).await?;
+        self.learn(agreed, members);
+        Ok(ours)
+    }
+
     /// Carries out what a dead origin intended, and takes it off the list.
     async fn finish(&self, dead: &Listed) -> Result<()> {
+        if !self.inherit(dead).await? {
+            return Ok(());
+        }
         let (mut from, to) = keys::intents_from(dead.epoch, dead.done);
         let (mut intents, mut highest, mut end) = (0, Version::ZERO, dead.done);
         loop {
@@ -392,18 +417,9 @@ impl Membership {
         }
         let known = self.lock().agreed.clone();
         let remove = |members: &mut Members| {
-            if members.of(dead.epoch).is_some_and(|member| member.beat == dead.beat) {
+            if members.of(dead.epoch).is_some_and(|member| member.heir == Some(self.epoch)) {
                 members.floor = members.highest().max(highest.as_u64());
                 members.remove(dead.epoch, end);
-            } else if members.of(dead.epoch).is_none()
-                && let Some(gone) = members.departed.iter_mut().find(|gone| gone.epoch == dead.epoch)
-                && gone.end < end
-            {
-                // Another one finished before these intents came to light, and those who follow have gone on since. Counted as one who came and went unheard,
-                // it is a gap to all of them.
-                gone.end = end;
-                members.starts += 1;
-                members.floor = members.highest().max(highest.as_u64());
             }
             Ok(())
         };

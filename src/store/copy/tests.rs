@@ -525,7 +525,7 @@ async fn list(store: &Arc<dyn Store>, beat: u64) {
     let agreement = store.agreement().unwrap();
     let known = agreement.read(Members::NAME).await.unwrap();
     let mut members = Members::parse(&known).unwrap();
-    members.members = vec![Listed { epoch: 4, id: 0, address: "one:7000".into(), beat, safe: 0, done: 0 }];
+    members.members = vec![Listed { epoch: 4, id: 0, address: "one:7000".into(), beat, safe: 0, done: 0, heir: None }];
     agreement.replace(Members::NAME, known.revision, members.encode().unwrap()).await.unwrap();
 }
 

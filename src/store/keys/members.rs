@@ -44,6 +44,9 @@ pub struct Listed {
     pub safe: u64,
     /// Below which its intents are carried out.
     pub done: u64,
+    /// Who finishes for it, once it has been taken for dead; then it is.
+    #[serde(default)]
+    pub heir: Option<u64>,
 }
 
 impl Members {
