@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{control::Namespaces, failure::Failure, versions::Time};
+use super::{control::Namespaces, failure::Failure, grave::Grave, versions::Time};
 use crate::{
     clock::{self, Clock, Moment},
     error::{Error, Kind, Result},
@@ -32,7 +32,7 @@ use crate::{
     purge::feed::Feed,
     store::{
         Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
-        keys::{self, Intent, Listed, Members, Record},
+        keys::{self, Intent, Listed, Members},
     },
 };
 
@@ -56,9 +56,8 @@ const INTENTS_KNOWN: Duration = Duration::from_secs(50);
 const FORGOTTEN_AT_ONCE: usize = 64;
 /// Of how many that departed it is remembered what they did last, and how much that may be.
 const GRAVES_MAX: usize = 4;
-const LOOKED_UP_BYTES_MAX: usize = 64 << 20;
 /// Intents that are read at once: each may have some megabytes.
-const STEP_INTENTS: usize = 4;
+pub(super) const STEP_INTENTS: usize = 4;
 
 /// What an origin joins with, and learns when it has.
 pub(super) struct Joined {
@@ -112,41 +111,6 @@ pub(super) enum Fate {
     /// If anybody took it, it was this origin.
     OurOwn,
     Unknown,
-}
-
-/// What an origin that has departed did last.
-struct Grave {
-    epoch: u64,
-    writes: HashMap<(WriteId, Bytes), Version>,
-}
-
-impl Grave {
-    /// `None` if that is too much to look through.
-    async fn read(store: &dyn Store, epoch: u64, end: u64) -> Result<Option<Grave>> {
-        let (mut from, to) = (keys::intent(epoch, 0), keys::intent(epoch, end));
-        let (mut writes, mut bytes) = (HashMap::new(), 0);
-        loop {
-            let rows = store.scan(Table::Intent, &from, &to, STEP_INTENTS).await?;
-            for (row, value) in &rows {
-                bytes += value.len();
-                for change in Intent::decode(row, value)?.changes {
-                    let Some(value) = change.value.filter(|_| change.table == Table::Entry) else { continue };
-                    let record = Record::decode(&change.key, &value)?;
-                    if let Some(named) = record.named.first().filter(|named| named.version == record.version) {
-                        // A copy: the rest of the intent is not kept.
-                        writes.insert((named.id, Bytes::copy_from_slice(&change.key)), named.version);
-                    }
-                }
-            }
-            if bytes > LOOKED_UP_BYTES_MAX {
-                return Ok(None);
-            }
-            match rows.last() {
-                Some((last, _)) if rows.len() == STEP_INTENTS => from = keys::after(last),
-                _ => return Ok(Some(Grave { epoch, writes })),
-            }
-        }
-    }
 }
 
 impl Membership {

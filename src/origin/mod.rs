@@ -13,6 +13,7 @@ mod draft;
 mod expire;
 mod failure;
 mod garbled;
+mod grave;
 pub mod host;
 mod list;
 mod membership;
