@@ -256,18 +256,14 @@ impl Config {
         };
         if let Some(origin) = &self.origin {
             let store = match &origin.cassandra {
+                // The others give it its id.
                 Some(cassandra) => {
                     let nodes = cassandra.nodes.join(", ");
-                    format!("store in Cassandra, keyspace {}, at {nodes}; credentials", cassandra.keyspace)
+                    format!("origin: store in Cassandra, keyspace {}, at {nodes}; credentials", cassandra.keyspace)
                 }
-                None => "data".to_owned(),
+                None => format!("origin {}: data", origin.id),
             };
-            lines.push(format!(
-                "origin {}: {store} in {}, {}",
-                origin.id,
-                origin.data.display(),
-                listening(origin.listen)
-            ));
+            lines.push(format!("{store} in {}, {}", origin.data.display(), listening(origin.listen)));
         }
         for tier in &self.tiers {
             let delay = match tier.delay {

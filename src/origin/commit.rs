@@ -362,7 +362,8 @@ impl Task {
         if writes > 0 {
             self.versions.check(writes as u64)?;
         }
-        let (targets, standing) = self.look_up(requests).await?;
+        // Nothing has been written yet, nor will be.
+        let (targets, standing) = self.look_up(requests).await.map_err(Error::and_untaken)?;
         self.parts.membership.iter().for_each(|membership| membership.begin());
         let mut draft = Draft::with_room(requests, standing, self.sharing());
         let mut targets = targets.into_iter();

@@ -493,14 +493,14 @@ impl Membership {
             Some(grave) => Arc::clone(grave),
             None => {
                 let Some(end) = self.departed(taken.epoch).await? else { return Ok(Fate::Unknown) };
-                let Some(grave) = Grave::read(&*self.store, taken.epoch, end).await? else { return Ok(Fate::Unknown) };
-                let grave = Arc::new(grave);
+                let grave = Arc::new(Grave::read(&*self.store, taken.epoch, end).await?);
                 graves.push_front(Arc::clone(&grave));
                 graves.truncate(GRAVES_MAX);
                 grave
             }
         };
-        Ok(grave.writes.get(&(id.name(), row.clone())).map_or(Fate::NotTaken, |version| Fate::Became(*version)))
+        let Some(writes) = &grave.writes else { return Ok(Fate::Unknown) };
+        Ok(writes.get(&(id.name(), row.clone())).map_or(Fate::NotTaken, |version| Fate::Became(*version)))
     }
 
     /// Below which intents of an origin that has departed were carried out.

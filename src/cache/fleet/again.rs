@@ -1,8 +1,11 @@
 //! A change that may have to be handed in more than once.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
 };
 
 use bytes::Bytes;
@@ -12,7 +15,7 @@ use futures_util::{
 };
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     kv::{Change, Expires, Value, ValueStream},
 };
 
@@ -29,6 +32,8 @@ pub(super) enum Repeatable {
         length: Option<u64>,
         chunks: Arc<Mutex<BoxStream<'static, Result<Bytes>>>>,
         taken: Arc<AtomicBool>,
+        /// Which hand-in it is the turn of: an earlier one, whose connection may go on reading for a moment, gets nothing more.
+        turn: Arc<AtomicU64>,
     },
 }
 
@@ -44,6 +49,7 @@ impl Again {
                     length,
                     chunks: Arc::new(Mutex::new(chunks.fuse().boxed())),
                     taken: Arc::default(),
+                    turn: Arc::default(),
                 }
             }
         };
@@ -61,11 +67,22 @@ impl Again {
         let value = match value {
             Repeatable::Whole(bytes) => Value::Whole(bytes.clone()),
             Repeatable::Parts(parts) => Value::Parts(Arc::clone(parts)),
-            Repeatable::Stream { taken, .. } if taken.load(Ordering::Acquire) => return None,
-            Repeatable::Stream { length, chunks, taken } => {
-                let (chunks, taken) = (Arc::clone(chunks), Arc::clone(taken));
+            Repeatable::Stream { length, chunks, taken, turn } => {
+                let (chunks, taken, turn) = (Arc::clone(chunks), Arc::clone(taken), Arc::clone(turn));
+                // Under the lock of the pieces, so that none is taken between the two.
+                let ours = {
+                    let _pieces = chunks.lock().unwrap_or_else(PoisonError::into_inner);
+                    if taken.load(Ordering::Acquire) {
+                        return None;
+                    }
+                    turn.fetch_add(1, Ordering::AcqRel) + 1
+                };
                 let chunks = stream::poll_fn(move |cx| {
-                    let polled = chunks.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx);
+                    let mut pieces = chunks.lock().unwrap_or_else(PoisonError::into_inner);
+                    if turn.load(Ordering::Acquire) != ours {
+                        return Poll::Ready(Some(Err(Error::unavailable("the value is being handed in elsewhere"))));
+                    }
+                    let polled = pieces.poll_next_unpin(cx);
                     if polled.is_ready() {
                         taken.store(true, Ordering::Release);
                     }
@@ -119,5 +136,15 @@ mod tests {
         drop(sender);
         assert_eq!(value(&again).await.as_deref(), Some(&b"abc"[..]));
         assert!(again.change().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_earlier_hand_in_takes_nothing_from_the_one_whose_turn_it_is() {
+        let pieces: Vec<Result<Bytes>> = vec![Ok(Bytes::from_static(b"ab")), Ok(Bytes::from_static(b"c"))];
+        let again = put(Value::Stream(ValueStream { length: None, chunks: stream::iter(pieces).boxed() }));
+        let Some(Change::Put { value: earlier, .. }) = again.change() else { panic!("nothing was taken of it") };
+        let Some(Change::Put { value: later, .. }) = again.change() else { panic!("nothing was taken of it") };
+        assert!(earlier.collect(100).await.is_err());
+        assert_eq!(later.collect(100).await.unwrap(), "abc");
     }
 }

@@ -127,6 +127,6 @@ fn an_origin_that_is_alone_has_no_lease() {
 #[test]
 fn a_summary_says_where_a_shared_store_is() {
     let summary = parse(SHARED).expect("the file is good").summary();
-    let expected = "origin 1: store in Cassandra, keyspace kvasar, at db1, 10.0.0.2:9043; credentials in data, listens on 10.0.0.7:7701\n";
+    let expected = "origin: store in Cassandra, keyspace kvasar, at db1, 10.0.0.2:9043; credentials in data, listens on 10.0.0.7:7701\n";
     assert_eq!(summary, expected);
 }
