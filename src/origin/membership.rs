@@ -14,14 +14,20 @@
 //! finished already, and change nothing.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use bytes::Bytes;
 
-use super::{control::Namespaces, failure::Failure, grave::Grave, versions::Time};
+use super::{
+    control::Namespaces,
+    failure::Failure,
+    grave::Grave,
+    heir::{self, Heir, Others},
+    versions::Time,
+};
 use crate::{
     clock::{self, Clock, Moment},
     error::{Error, Kind, Result},
@@ -31,7 +37,7 @@ use crate::{
     },
     purge::feed::Feed,
     store::{
-        Agreed, Agreement, Batch, Durability, Replaced, Store, Table,
+        Agreed, Agreement, Batch, Replaced, Store, Table,
         keys::{self, Intent, Listed, Members},
     },
 };
@@ -40,14 +46,13 @@ use crate::{
 const REFRESH: Duration = Duration::from_secs(1);
 /// The parts of a lease between its refreshments, and between the end of its holder's writing and the others' judgement.
 const REFRESHES_PER_LEASE: u32 = 5;
-const MARGINS_PER_LEASE: u32 = 10;
+pub(super) const MARGINS_PER_LEASE: u32 = 10;
 /// How often a change of the record is tried again because somebody else was first.
 const ATTEMPTS: usize = 64;
+/// How long a newcomer looks for somebody dead whose place it can have.
+const LEASES_TO_MAKE_ROOM: u32 = 3;
 /// How long to wait for another origin that is deciding.
 const DECIDING: Duration = Duration::from_secs(10);
-/// Pauses before something is tried again.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_LAST: Duration = Duration::from_millis(500);
 /// After which an intent that nobody removed goes by itself.
 const INTENT_SECONDS: u64 = 30 * 24 * 3600;
 /// How long intents stay that are carried out, for those who ask what became of a write; and how old such a write may be.
@@ -96,8 +101,7 @@ struct State {
     done: u64,
     /// Intents that are carried out and still in the store, the oldest first.
     carried_out: VecDeque<(u64, Moment)>,
-    /// When which beat of the others was seen first.
-    seen: HashMap<u64, (u64, Moment)>,
+    others: Others,
     deciding: bool,
 }
 
@@ -124,6 +128,7 @@ impl Membership {
         lease: Duration,
     ) -> Result<Joined> {
         let epoch = feed.position().epoch;
+        make_room(&*store, &*clock, epoch, lease).await?;
         let mut asked_at = clock.now();
         let (mut id, mut alone) = (0, false);
         let join = |members: &mut Members| {
@@ -133,10 +138,7 @@ impl Membership {
                 return Ok(());
             }
             alone = members.members.is_empty();
-            id = free_id(members).ok_or_else(|| {
-                let most = Version::ORIGINS_MAX;
-                Error::unavailable(format!("{most} origins share the store already, the most that can"))
-            })?;
+            id = free_id(members).ok_or_else(no_room)?;
             members.starts += 1;
             members.floor = members.highest();
             let (address, safe) = (address.clone(), members.floor);
@@ -153,7 +155,7 @@ impl Membership {
             next_intent: 0,
             done: 0,
             carried_out: VecDeque::new(),
-            seen: HashMap::new(),
+            others: Others::default(),
             deciding: false,
             time: None,
             agreed,
@@ -232,18 +234,18 @@ impl Membership {
                     Err(_) => tracing::warn!("reading which namespaces there are takes too long, and is tried again"),
                 }
             }
-            for dead in self.dead() {
+            let (known, dead) = {
+                let mut state = self.lock();
+                let State { agreed, members, others, .. } = &mut *state;
+                (agreed.clone(), others.dead(members, self.epoch, self.clock.now(), self.lease))
+            };
+            let heir = Heir { store: &*self.store, clock: &*self.clock, epoch: self.epoch, lease: self.lease };
+            for dead in dead {
                 // One that can't be finished keeps no other waiting.
-                match clock::within(&*self.clock, self.lease, self.finish(&dead)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
+                match heir.finish(known.clone(), &dead).await {
+                    Ok((agreed, members)) => self.learn(agreed, members),
+                    Err(error) => {
                         tracing::warn!(%error, epoch = dead.epoch, "finishing for an origin that died failed, and is tried again");
-                    }
-                    Err(_) => {
-                        tracing::warn!(
-                            epoch = dead.epoch,
-                            "finishing for an origin that died takes too long, and is tried again"
-                        );
                     }
                 }
             }
@@ -304,98 +306,12 @@ impl Membership {
         self.feed.is_one_of(members, asked_at + self.lease, self.safe());
     }
 
-    /// Those whose beat has not moved for a lease.
-    fn dead(&self) -> Vec<Listed> {
-        let now = self.clock.now();
-        let judged = self.lease + self.lease / MARGINS_PER_LEASE;
-        let mut state = self.lock();
-        let state = &mut *state;
-        let others: Vec<&Listed> = state.members.members.iter().filter(|other| other.epoch != self.epoch).collect();
-        state.seen.retain(|epoch, _| others.iter().any(|other| other.epoch == *epoch));
-        let mut dead = Vec::new();
-        for other in others {
-            let seen = state.seen.entry(other.epoch).or_insert((other.beat, now));
-            if seen.0 != other.beat {
-                *seen = (other.beat, now);
-            } else if now.since(seen.1) > judged {
-                dead.push(other.clone());
-            }
-        }
-        dead
-    }
-
     /// Whether nobody on the list seems to have died, and this origin is to do what one of them has to.
     pub(super) fn tidies(&self) -> bool {
         let now = self.clock.now();
         let state = self.lock();
         let first = state.members.members.first().is_some_and(|first| first.epoch == self.epoch);
-        first && state.seen.values().all(|(_, at)| now.since(*at) < self.lease)
-    }
-
-    /// Makes this origin the one that finishes for a dead one: of two that did, one could find an intent that the other had not seen, and that the dead one never
-    /// carried out, after others had been told that it never will be.
-    async fn inherit(&self, dead: &Listed) -> Result<bool> {
-        let known = self.lock().agreed.clone();
-        let mut ours = false;
-        let inherit = |members: &mut Members| {
-            let there: Vec<u64> = members.members.iter().map(|member| member.epoch).collect();
-            let dead = members.of_mut(dead.epoch).filter(|member| member.beat == dead.beat);
-            ours = dead.is_some_and(|dead| {
-                let free = dead.heir.is_none_or(|heir| heir == self.epoch || !there.contains(&heir));
-                if free {
-                    dead.heir = Some(self.epoch);
-                }
-                free
-            });
-            Ok(())
-        };
-        let (agreed, members) = update(self.agreement()?, &*self.clock, known, inherit).await?;
-        self.learn(agreed, members);
-        Ok(ours)
-    }
-
-    /// Carries out what a dead origin intended, and takes it off the list.
-    async fn finish(&self, dead: &Listed) -> Result<()> {
-        if !self.inherit(dead).await? {
-            return Ok(());
-        }
-        let (mut from, to) = keys::intents_from(dead.epoch, dead.done);
-        let (mut intents, mut highest, mut end) = (0, Version::ZERO, dead.done);
-        loop {
-            let rows = self.store.scan(Table::Intent, &from, &to, STEP_INTENTS).await?;
-            for (row, value) in &rows {
-                end = end.max(keys::intent_number(row)? + 1);
-                match Intent::decode(row, value) {
-                    Ok(intent) => {
-                        highest = intent.changes.iter().map(|change| change.version).fold(highest, Version::max);
-                        self.until_known(intent.into_batch()).await?;
-                        intents += 1;
-                    }
-                    Err(error) => tracing::error!(%error, "an intent of an origin that died is passed over"),
-                }
-            }
-            match rows.last() {
-                Some((last, _)) if rows.len() == STEP_INTENTS => from = keys::after(last),
-                _ => break,
-            }
-        }
-        let known = self.lock().agreed.clone();
-        let remove = |members: &mut Members| {
-            if members.of(dead.epoch).is_some_and(|member| member.heir == Some(self.epoch)) {
-                members.floor = members.highest().max(highest.as_u64());
-                members.remove(dead.epoch, end);
-            }
-            Ok(())
-        };
-        let (agreed, members) = update(self.agreement()?, &*self.clock, known, remove).await?;
-        self.learn(agreed, members);
-        tracing::warn!(
-            epoch = dead.epoch,
-            address = dead.address,
-            intents,
-            "an origin died; what it intended is carried out"
-        );
-        Ok(())
+        first && state.others.all_seem_well(now, self.lease)
     }
 
     /// An error unless this origin may write now.
@@ -464,6 +380,12 @@ impl Membership {
         Ok(())
     }
 
+    async fn until_known(&self, batch: Batch) -> Result<()> {
+        // One batch that can't be known holds up all that wait behind it: whoever starts anew, and the others, can finish it as well.
+        let end = self.clock.now() + self.lease;
+        heir::until_known(&*self.store, &*self.clock, batch, || self.lock().lease_until.min(end)).await
+    }
+
     /// Intents that nobody asks for any more: what became of a write is looked up in them for a while.
     fn forgotten(&self) -> Vec<u64> {
         let now = self.clock.now();
@@ -515,31 +437,6 @@ impl Membership {
         Ok(find(&Members::parse(&self.agreement()?.read(Members::NAME).await?)?))
     }
 
-    /// Commits a batch whose changes have their versions, again and again while its outcome is not known, as long as the lease lasts (O3).
-    async fn until_known(&self, batch: Batch) -> Result<()> {
-        let mut pause = PAUSE_FIRST;
-        // One batch that can't be known holds up all that wait behind it: whoever starts anew, and the others, can finish it as well.
-        let end = self.clock.now() + self.lease;
-        loop {
-            let left = self.lock().lease_until.min(end).since(self.clock.now());
-            if left.is_zero() {
-                return Err(Error::unavailable(
-                    "the store did not say what became of a commit for as long as a lease lasts",
-                ));
-            }
-            let commit = self.store.commit(batch.clone(), Durability::Synced);
-            let error = match clock::within(&*self.clock, left, commit).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) if error.kind.is_outage() && error.kind != Kind::Internal => error,
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(Error::unavailable("the store did not answer for as long as the lease lasted")),
-            };
-            tracing::debug!(%error, "a commit whose outcome is not known is tried again");
-            self.clock.sleep(clock::jittered(&*self.clock, pause)).await;
-            pause = (pause * 2).min(PAUSE_LAST);
-        }
-    }
-
     /// Waits until no other origin decides about namespaces and tokens, and keeps them from it.
     pub(super) async fn decide(&self) -> Result<()> {
         let deadline = self.clock.now() + DECIDING;
@@ -569,7 +466,7 @@ impl Membership {
                     "another origin has been deciding for {DECIDING:?}: try again"
                 )));
             }
-            self.clock.sleep(clock::jittered(&*self.clock, PAUSE_FIRST)).await;
+            self.clock.sleep(clock::jittered(&*self.clock, heir::PAUSE_FIRST)).await;
         }
     }
 
@@ -642,7 +539,7 @@ impl Membership {
     }
 }
 
-fn agreement(store: &dyn Store) -> Result<&dyn Agreement> {
+pub(super) fn agreement(store: &dyn Store) -> Result<&dyn Agreement> {
     store.agreement().ok_or_else(|| Error::internal("this store is one origin's alone"))
 }
 
@@ -653,8 +550,34 @@ fn free_id(members: &Members) -> Option<u8> {
     ids.into_iter().find(|id| members.members.iter().all(|member| member.id != *id))
 }
 
+fn no_room() -> Error {
+    let most = Version::ORIGINS_MAX;
+    Error::unavailable(format!("{most} origins share the store already, the most that can"))
+}
+
+/// Sees to it that there is an id for a newcomer. If origins died one after the other before any of them was there for long enough to find that out, the list is full of
+/// them, and nobody is there to take them off.
+async fn make_room(store: &dyn Store, clock: &dyn Clock, epoch: u64, lease: Duration) -> Result<()> {
+    let until = clock.now() + lease * LEASES_TO_MAKE_ROOM;
+    let mut others = Others::default();
+    loop {
+        let agreed = agreement(store)?.read(Members::NAME).await?;
+        let members = Members::parse(&agreed)?;
+        if free_id(&members).is_some() {
+            return Ok(());
+        }
+        if let Some(dead) = others.dead(&members, epoch, clock.now(), lease).first() {
+            Heir { store, clock, epoch, lease }.finish(agreed, dead).await?;
+        } else if clock.now() >= until {
+            return Err(no_room());
+        } else {
+            clock.sleep(REFRESH.min(lease / REFRESHES_PER_LEASE)).await;
+        }
+    }
+}
+
 /// Changes the record, starting from what is known of it, until nobody else is first.
-async fn update(
+pub(super) async fn update(
     agreement: &dyn Agreement,
     clock: &dyn Clock,
     mut known: Agreed,

@@ -14,6 +14,7 @@ mod expire;
 mod failure;
 mod garbled;
 mod grave;
+mod heir;
 pub mod host;
 mod list;
 mod membership;

@@ -90,6 +90,14 @@ fn expect_truth(world: &Arc<World>, node: usize, key: KeyIndex, verdict: Verdict
                 world.fail(node, Some(key), format!("marked stale {when}"));
             }
         }
+        // What expires on its way up is asked for again, and not each deadline leaves room for two ways there and back.
+        Verdict::Refused(error)
+            if world.profile.expiring
+                && error.kind.is_outage()
+                && 4 * trips(world, node).0 > nanos(world.profile.upstream_deadline) =>
+        {
+            world.count("reads after all is mended that took too long");
+        }
         Verdict::Refused(error) => world.fail(node, Some(key), format!("refused {when}: {error}")),
         Verdict::Gone => {}
     }

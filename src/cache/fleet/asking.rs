@@ -366,7 +366,7 @@ struct Attempts<'a> {
     tried: Vec<Arc<Member>>,
     pause: Duration,
     failure: Option<Error>,
-    /// The epoch of the origin that it is handed in to now, if that is known.
+    /// The epoch of the origin that it is handed in to now.
     epoch: Option<u64>,
     /// Who may have taken it.
     taker: Option<Taker>,
@@ -413,19 +413,26 @@ impl<'a> Attempts<'a> {
 
     /// Whom to hand it in to next: each once, then after a pause each once more.
     async fn next(&mut self) -> Result<Arc<Member>> {
+        let mut unmet = false;
         loop {
-            if let Some(member) = self.choose() {
+            while let Some(member) = self.choose() {
+                self.epoch = self.fleet.roster().epoch(&member.address);
+                if self.epoch.is_none() {
+                    // If it took the write and died, nobody could say who it was.
+                    unmet = true;
+                    self.tried.push(member);
+                    continue;
+                }
                 if self.made > 0 {
                     member.metrics.retried();
                 }
                 self.made += 1;
-                self.epoch = self.fleet.roster().epoch(&member.address);
                 return Ok(member);
             }
             let clock = &*self.fleet.0.clock;
             let pause = clock::jittered(clock, self.pause);
             // Those that are known not to be there are not waited for.
-            if self.made == 0 || clock.now() + pause >= self.until {
+            if (self.made == 0 && !unmet) || clock.now() + pause >= self.until {
                 return Err(self.given_up());
             }
             clock.sleep(pause).await;
@@ -441,8 +448,10 @@ impl<'a> Attempts<'a> {
         }
         let Some(taker) = &self.taker else { return self.fleet.choose(Task::Write, &self.tried) };
         let tried = self.tried.iter().any(|tried| Arc::ptr_eq(tried, &taker.member));
+        // Who is there in its place is one like any other, and has to wait like them.
+        let same = taker.epoch == self.fleet.roster().epoch(&taker.member.address);
         let there = !taker.member.health.is_down() || taker.member.health.may_ask();
-        (!tried && there).then(|| Arc::clone(&taker.member))
+        (!tried && same && there).then(|| Arc::clone(&taker.member))
     }
 
     /// Hands it in, with a part of the time if somebody else can be tried after it.

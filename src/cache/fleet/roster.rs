@@ -158,8 +158,8 @@ impl Roster {
                 live.list = None;
                 tracing::info!(address, epoch, "an origin has left, and all that it changed was heard");
                 self.ended.retain(|ended| *ended != epoch);
-                self.ended.push_front(epoch);
-                self.ended.truncate(ENDED_MAX);
+                self.ended.push_back(epoch);
+                forget_first(&mut self.ended);
                 self.known.remove(&epoch);
             }
         }
@@ -191,9 +191,9 @@ impl Roster {
         self.known.get(&epoch)?.mark.map(|(moment, _)| moment)
     }
 
-    /// Of the origin to which the link leads now.
+    /// Of the origin to which the link led last.
     pub(super) fn epoch(&self, address: &str) -> Option<u64> {
-        self.links.get(address)?.live.as_ref()?.epoch
+        self.links.get(address)?.epoch
     }
 
     /// Whether an origin is known to be off the list of all: it writes nothing more, and what it intended is done.
@@ -238,8 +238,10 @@ impl Roster {
         }
         let goes_on = resumed && from.is_some_and(|from| from.sequence == sequence);
         // An origin alone on its store goes on where its earlier process was, and answers for what that one had changed.
-        let earlier =
-            from.filter(|from| goes_on && from.epoch != epoch).and_then(|from| self.known.remove(&from.epoch));
+        let earlier = from.filter(|from| goes_on && from.epoch != epoch);
+        self.vanished.extend(earlier.map(|earlier| earlier.epoch));
+        forget_first(&mut self.vanished);
+        let earlier = earlier.and_then(|earlier| self.known.remove(&earlier.epoch));
         let known = self.known.entry(epoch).or_insert_with(|| earlier.unwrap_or_default());
         // Nothing of a feed comes before its first item, and nothing after its end.
         let nothing_missed = known.sequence.is_none() && sequence == 0 || self.ended.contains(&epoch);
@@ -329,9 +331,9 @@ impl Roster {
             tracing::warn!(epochs = ?vanished, "origins are gone without a word: what they changed last may not have been heard");
             for epoch in vanished {
                 self.known.remove(&epoch);
-                self.vanished.push_front(epoch);
+                self.vanished.push_back(epoch);
             }
-            self.vanished.truncate(ENDED_MAX);
+            forget_first(&mut self.vanished);
             return self.miss();
         }
         for epoch in &required {
@@ -380,6 +382,10 @@ impl Roster {
     fn is_followed(&self, epoch: u64) -> bool {
         self.live().any(|live| live.epoch == Some(epoch))
     }
+}
+
+fn forget_first(epochs: &mut VecDeque<u64>) {
+    epochs.drain(..epochs.len().saturating_sub(ENDED_MAX));
 }
 
 #[cfg(test)]

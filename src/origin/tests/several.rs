@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
+
 use super::*;
 use crate::{
     clock::Clock as _,
@@ -10,7 +12,11 @@ use crate::{
         Taken, Version, WriteId,
         feed::{Follow, FollowerId, Frames, Member, Message},
     },
-    store::{keys::Record, memory::FailedCommit},
+    store::{
+        Store as _,
+        keys::{Members, Record},
+        memory::FailedCommit,
+    },
     wire::feed::{Decoder, encode_ping},
 };
 
@@ -27,6 +33,7 @@ struct Several {
     store: Arc<MemoryStore>,
     time: Arc<ManualClock>,
     clocks: Vec<Arc<ManualClock>>,
+    opened: usize,
     namespace: NamespaceId,
 }
 
@@ -35,7 +42,7 @@ impl Several {
     async fn start() -> Several {
         let time = ManualClock::shared();
         let store = Arc::new(MemoryStore::shared(Arc::new(Arc::clone(&time))));
-        let mut several = Several { store, time, clocks: Vec::new(), namespace: NamespaceId::from_u128(0) };
+        let mut several = Several { store, time, clocks: Vec::new(), opened: 0, namespace: NamespaceId::from_u128(0) };
         let first = several.open(0).await;
         first.origin.ensure_account(&Account { id: ACCOUNT, name: "test".into() }).await.unwrap();
         several.namespace = create_namespace(&first.origin, "default").await.unwrap();
@@ -45,19 +52,26 @@ impl Several {
 
     /// Another origin, whose wall clock is so many milliseconds off.
     async fn open(&mut self, skew: i64) -> One {
+        self.opening(skew).await.unwrap()
+    }
+
+    fn opening(&mut self, skew: i64) -> JoinHandle<One> {
         let clock = ManualClock::shared();
         clock.step_wall(
             i64::try_from(self.time.wall_millis()).unwrap() - i64::try_from(clock.wall_millis()).unwrap() + skew,
         );
         // Each draws other numbers.
-        for _ in 0..97 * (self.clocks.len() + 1) {
+        self.opened += 1;
+        for _ in 0..97 * self.opened {
             clock.random();
         }
         self.clocks.push(Arc::clone(&clock));
-        let settings =
-            OriginSettings { address: format!("origin-{}:7000", self.clocks.len()), ..OriginSettings::default() };
-        let origin = open(&clock, &self.store, settings).await;
-        One { clock, origin, namespace: self.namespace }
+        let settings = OriginSettings { address: format!("origin-{}:7000", self.opened), ..OriginSettings::default() };
+        let (store, namespace) = (Arc::clone(&self.store), self.namespace);
+        tokio::spawn(async move {
+            let origin = open(&clock, &store, settings).await;
+            One { clock, origin, namespace }
+        })
     }
 
     /// Two that both write.
@@ -346,6 +360,68 @@ async fn what_an_origin_that_died_intended_is_carried_out_before_it_is_forgotten
     assert!(second.members().await.iter().all(|member| member.epoch != epoch));
     second.put("k", "theirs").await.unwrap();
     assert_eq!(second.get("k").await.unwrap(), "theirs");
+}
+
+/// As when each of them crashes soon after its start: none is there for long enough to find out about the others.
+#[tokio::test]
+async fn a_list_that_is_full_of_origins_that_died_keeps_no_newcomer_out() {
+    let mut several = Several::start().await;
+    let first = several.open(0).await;
+    several.store.fail_after(1, FailedCommit::Lost);
+    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
+    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
+    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
+    settle().await;
+    several.kill(first);
+    for _ in 1..Version::ORIGINS_MAX {
+        let one = several.open(0).await;
+        several.kill(one);
+    }
+    let opening = several.opening(0);
+    several.pass(LEASE).await;
+    assert!(!opening.is_finished(), "they may live");
+    several.pass(SECOND * 3).await;
+    assert!(opening.is_finished());
+    let one = opening.await.unwrap();
+    assert_eq!(one.get("k").await.unwrap(), "intended", "the dead one that made room");
+    assert_eq!(one.members().await.len(), Version::ORIGINS_MAX as usize);
+    several.pass(LEASE + LEASE / 2).await;
+    assert_eq!(one.members().await.len(), 1);
+    one.put("k", "new").await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_died_while_it_finished_for_another_is_finished_for_as_well() {
+    let mut several = Several::start().await;
+    let (first, second) = several.two([0, 0]).await;
+    let third = several.open(0).await;
+    several.pass(LEASE + LEASE / 5).await;
+    several.store.fail_after(1, FailedCommit::Lost);
+    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
+    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
+    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
+    settle().await;
+    several.kill(first);
+    // One of the two says that it is the heir, and gets no further.
+    let heirs = async || {
+        let members = Members::parse(&several.store.agreement().unwrap().read(Members::NAME).await.unwrap()).unwrap();
+        members.members.into_iter().filter_map(|member| member.heir).collect::<Vec<_>>()
+    };
+    let mut waited = Duration::ZERO;
+    while heirs().await.is_empty() {
+        several.store.fail_after(0, FailedCommit::Lost);
+        several.pass(SECOND / 4).await;
+        waited += SECOND / 4;
+        assert!(waited < LEASE * 2);
+    }
+    let heir = heirs().await[0];
+    let (heir, other) = if second.origin.feed().position().epoch == heir { (second, third) } else { (third, second) };
+    several.kill(heir);
+    several.pass(LEASE).await;
+    assert_eq!(other.get("k").await, None, "the heir may still be at it");
+    several.pass(LEASE).await;
+    assert_eq!(other.get("k").await.unwrap(), "intended");
+    assert_eq!(other.members().await.len(), 1);
 }
 
 #[tokio::test]

@@ -313,6 +313,43 @@ async fn a_write_that_may_have_been_taken_goes_to_another_origin_once_that_one_h
     assert!(world.origins[other].writes.lock().unwrap()[0].id.unwrap().may_have_been_taken());
 }
 
+/// It can't know yet what became of it, and would take it as well.
+#[tokio::test]
+async fn a_write_goes_to_nobody_who_took_the_place_of_the_one_that_may_have_taken_it_while_that_one_is_listed() {
+    let world = following(2).await;
+    let (first, writing) = hand_in_to(&world, Mood::Failing).await;
+    let other = 1 - first;
+    let epoch = |at: usize| (at as u64 + 1, ADDRESSES[at]);
+    let successor = (77, ADDRESSES[first]);
+    *world.origins[first].writing.lock().unwrap() = Mood::Well;
+    let list = [epoch(first), epoch(other), successor];
+    world.origins[first].restart(77).lists(3, &list);
+    world.origins[other].process().lists(3, &list);
+    world.pass(2 * SECOND).await;
+    assert_eq!(world.fleet.roster().epoch(ADDRESSES[first]), Some(77));
+    assert!(!writing.is_finished() && world.written() == 0);
+    [first, other].iter().for_each(|at| world.origins[*at].process().lists(3, &list[1..]));
+    world.until(writing).await.0.unwrap();
+    assert_eq!(world.written(), 1);
+    let handed_in: Vec<Via> = world.origins.iter().flat_map(|origin| origin.writes.lock().unwrap().clone()).collect();
+    let last = handed_in.iter().find(|via| via.to == Some(77) || via.to == Some(epoch(other).0)).unwrap();
+    assert_eq!(last.taken.unwrap().epoch, epoch(first).0, "whoever gets it can find out what became of it");
+}
+
+#[tokio::test]
+async fn a_write_waits_until_an_origin_has_said_who_it_is() {
+    let world = world(1);
+    world.origins[0].process().silent.store(true, Ordering::SeqCst);
+    tokio::spawn(world.fleet.clone().run(world.stop.clone()));
+    let writing = world.writing("k", Via::default());
+    world.pass(SECOND).await;
+    assert!(!writing.is_finished() && world.handed_in() == 0);
+    world.origins[0].process().silent.store(false, Ordering::SeqCst);
+    world.origins[0].process().lists(1, &[(1, ADDRESSES[0])]);
+    world.until(writing).await.0.unwrap();
+    assert_eq!(world.origins[0].writes.lock().unwrap()[0].to, Some(1));
+}
+
 #[tokio::test]
 async fn of_a_key_that_is_in_a_call_more_than_once_the_last_change_is_handed_in() {
     let world = following(2).await;

@@ -279,6 +279,9 @@ impl Origin {
     }
 
     async fn take(&self, key: &Key, change: Change, via: Via) -> Result<Written> {
+        if via.to.is_some_and(|meant| meant != self.process().epoch) {
+            return Err(Error::unavailable("meant for the one that was here before").from_elsewhere().and_untaken());
+        }
         let value = match change {
             Change::Delete => None,
             Change::Put { value, .. } => Some(value.collect(1 << 20).await?),
