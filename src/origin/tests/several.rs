@@ -13,7 +13,7 @@ use crate::{
         feed::{Follow, FollowerId, Frames, Member, Message},
     },
     store::{
-        Store as _,
+        Batch, Durability, Store as _,
         keys::{Members, Record},
         memory::FailedCommit,
     },
@@ -422,6 +422,69 @@ async fn one_that_died_while_it_finished_for_another_is_finished_for_as_well() {
     several.pass(LEASE).await;
     assert_eq!(other.get("k").await.unwrap(), "intended");
     assert_eq!(other.members().await.len(), 1);
+}
+
+/// Finishing takes as long as the store lets it; the lease does not wait for it, and the others that died no longer than for a lease each.
+#[tokio::test]
+async fn an_origin_that_can_not_be_finished_for_costs_nobody_else_a_lease() {
+    let mut several = Several::start().await;
+    let (first, survivor) = several.two([0, 0]).await;
+    several.store.fail_after(1, FailedCommit::Lost);
+    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
+    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
+    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
+    settle().await;
+    let idle = several.open(0).await;
+    several.kill(first);
+    several.kill(idle);
+    for _ in 0..4 * 4 * LEASE.as_secs() {
+        several.store.fail_after(0, FailedCommit::Lost);
+        several.pass(SECOND / 4).await;
+        assert!(survivor.proves_something().await);
+    }
+    assert_eq!(survivor.members().await.len(), 2, "the idle one is off the list, the other one can't be");
+    several.pass(LEASE * 2).await;
+    assert_eq!(survivor.members().await.len(), 1);
+    assert_eq!(survivor.get("k").await.unwrap(), "intended");
+}
+
+#[tokio::test]
+async fn of_a_removed_namespace_what_says_that_entries_were_deleted_goes_as_well() {
+    let mut several = Several::start().await;
+    let one = several.open(0).await;
+    one.put("kept", "v").await.unwrap();
+    one.put("deleted", "v").await.unwrap();
+    one.delete("deleted").await;
+    one.delete("never there").await;
+    let others = several.store.count(Table::Entry) - 3;
+    one.origin.control(ACCOUNT, Control::RemoveNamespace { id: several.namespace }).await.unwrap();
+    several.pass(Duration::from_secs(1800)).await;
+    assert!(several.store.count(Table::Entry) > others, "somebody may be writing to it");
+    several.pass(Duration::from_secs(5400)).await;
+    assert!(several.store.count(Table::Entry) <= others);
+    assert_eq!(several.store.count(Table::Reclaim), 0);
+}
+
+/// Nobody can say what it names.
+#[tokio::test]
+async fn what_a_garbled_entry_may_name_is_not_removed() {
+    let mut several = Several::start().await;
+    let one = several.open(0).await;
+    one.put("large", pattern(200_000, 1)).await.unwrap();
+    one.put("large", pattern(100_000, 2)).await.unwrap();
+    let row = crate::store::keys::entry(several.namespace, b"large");
+    let later = Version::first_of(several.time.wall_millis() + 10_000, 0);
+    let mut garbled = Batch::at(later);
+    garbled.put(Table::Entry, row, Bytes::from_static(b"\xffgarbled"));
+    several.store.commit(garbled, Durability::Synced).await.unwrap();
+    let chunks = several.store.count(Table::Chunk);
+    several.pass(Duration::from_secs(7200)).await;
+    assert_eq!(several.store.count(Table::Chunk), chunks);
+    // And it holds up nothing else.
+    one.put("other", pattern(100_000, 3)).await.unwrap();
+    one.delete("other").await;
+    several.pass(Duration::from_secs(7200)).await;
+    assert_eq!(several.store.count(Table::Chunk), chunks);
 }
 
 #[tokio::test]

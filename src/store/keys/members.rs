@@ -94,3 +94,44 @@ impl Members {
         self.members.iter().map(|member| member.safe).fold(self.floor, u64::max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(epoch: u64) -> Listed {
+        Listed { epoch, id: 0, address: "origin:7000".into(), beat: 1, safe: epoch, done: 0, heir: None }
+    }
+
+    #[test]
+    fn the_list_survives_the_store() {
+        let mut members = Members { members: vec![listed(7), listed(9)], starts: 2, ..Members::default() };
+        members.remove(7, 3);
+        let agreed = Agreed { revision: 1, value: members.encode().unwrap() };
+        assert_eq!(Members::parse(&agreed).unwrap(), members);
+        assert_eq!(Members::parse(&Agreed::default()).unwrap(), Members::default());
+        assert!(Members::parse(&Agreed { revision: 1, value: Bytes::from_static(b"{") }).is_err());
+    }
+
+    /// It may have decided something, and said so to nobody.
+    #[test]
+    fn with_one_that_decides_goes_its_turn_and_the_others_look_at_what_it_decided() {
+        let mut members =
+            Members { members: vec![listed(7), listed(9)], deciding: Some(7), control: 4, ..Members::default() };
+        members.remove(9, 0);
+        assert_eq!((members.deciding, members.control), (Some(7), 4));
+        members.remove(7, 0);
+        assert_eq!((members.deciding, members.control), (None, 5));
+    }
+
+    #[test]
+    fn those_who_departed_last_are_remembered() {
+        let mut members = Members::default();
+        for epoch in 0..100 {
+            members.members.push(listed(epoch));
+            members.remove(epoch, epoch + 1);
+        }
+        assert_eq!(members.departed.len(), Members::DEPARTED_MAX);
+        assert_eq!(members.departed[0], Departed { epoch: 99, end: 100 });
+    }
+}
