@@ -178,7 +178,7 @@ fn namespaces_and_tokens_are_managed_through_a_running_server() {
 
 /// With a ring whose nodes the environment names, and a keyspace of this test.
 #[test]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 fn a_store_in_cassandra_is_checked_and_made() {
     let nodes = std::env::var("KVASAR_TEST_CASSANDRA").expect("KVASAR_TEST_CASSANDRA names the nodes of a ring");
     let folder = tempfile::tempdir().expect("a temporary folder");

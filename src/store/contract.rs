@@ -104,7 +104,7 @@ macro_rules! checked {
 macro_rules! checked_on_a_ring {
     ($($check:ident),* $(,)?) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        #[ignore = "needs a ring: tests/ring"]
+        #[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
         async fn $check() {
             super::super::$check(&mut super::super::shared::Cassandra::start().await).await;
         })*

@@ -600,7 +600,7 @@ async fn an_outage_is_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_store_in_cassandra_gets_what_one_on_disk_has_and_gives_it_back() {
     let clock = RealClock::shared();
     let (dir, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

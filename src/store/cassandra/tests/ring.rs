@@ -67,7 +67,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_scan_that_was_refused_is_made_in_pieces_and_clears_the_way() {
     let world = world().await;
     world.left_dead(3000, 2 * HOUR).await;
@@ -82,7 +82,7 @@ async fn a_scan_that_was_refused_is_made_in_pieces_and_clears_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn what_was_removed_lately_is_left_alone_and_gone_around() {
     let world = world().await;
     world.left_dead(3000, 0).await;
@@ -98,7 +98,7 @@ async fn what_was_removed_lately_is_left_alone_and_gone_around() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_scan_that_met_many_dead_rows_has_them_cleared_away() {
     let world = world().await;
     world.left_dead(700, 2 * HOUR).await;
@@ -113,7 +113,7 @@ async fn a_scan_that_met_many_dead_rows_has_them_cleared_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_large_value_goes_with_one_removal_per_partition() {
     let world = world().await;
     let id = ValueId(world.clock.random());
@@ -131,7 +131,7 @@ async fn a_large_value_goes_with_one_removal_per_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn many_who_start_at_once_make_one_schema() {
     let clock = RealClock::shared();
     let keyspace = format!("kvasar_test_{:x}", clock.random());
@@ -165,7 +165,7 @@ async fn many_who_start_at_once_make_one_schema() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_change_whose_outcome_was_unknown_is_known_by_the_record() {
     let world = world().await;
     let (control, name) = (&world.store.control, format!("test/{:x}", world.clock.random()));
@@ -209,7 +209,7 @@ fn identity(authority: &str) -> Option<Tls> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_node_and_an_origin_know_each_other_by_certificate() {
     let store = connect(|settings| settings.tls = identity("ca.pem")).await.unwrap();
     assert_eq!(store.get(Table::Meta, b"nothing").await.unwrap(), None);
@@ -231,7 +231,7 @@ async fn a_node_and_an_origin_know_each_other_by_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring: tests/ring"]
+#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
 async fn a_password_is_checked_and_never_shown() {
     let login = |password: &str| Some(Login { username: "cassandra".to_owned(), password: Password::new(password) });
     connect(|settings| settings.login = login("cassandra")).await.unwrap();
