@@ -49,7 +49,20 @@ const FAULTS: [(u32, Fault); 14] = [
 
 /// Faults at random moments, until the world is over.
 pub(crate) fn start(world: &Arc<World>) {
-    let Some(pause) = world.profile.fault_pause else { return };
+    at_random(world, world.profile.fault_pause, &FAULTS, happen);
+}
+
+/// One of these things happens at random moments, so far apart on average, until the world is over.
+pub(crate) fn at_random<T, F>(
+    world: &Arc<World>,
+    pause: Option<Nanos>,
+    what: &'static [(u32, T)],
+    happen: fn(Arc<World>, T, Chance) -> F,
+) where
+    T: Copy + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Some(pause) = pause else { return };
     let (world, mut chance) = (Arc::clone(world), world.fork_chance());
     tokio::spawn(async move {
         loop {
@@ -57,14 +70,14 @@ pub(crate) fn start(world: &Arc<World>) {
             if world.is_over() {
                 return;
             }
-            let fault = chance.weighted(&FAULTS);
-            tokio::spawn(happen(Arc::clone(&world), fault, chance.fork()));
+            let drawn = chance.weighted(what);
+            tokio::spawn(happen(Arc::clone(&world), drawn, chance.fork()));
         }
     });
 }
 
 /// So that with what follows it, it is over when [`heal`] has waited.
-const LASTING_MAX: Nanos = 15 * SECOND;
+pub(crate) const LASTING_MAX: Nanos = 15 * SECOND;
 
 async fn happen(world: Arc<World>, fault: Fault, mut chance: Chance) {
     // Any machine but the origin's: it has a wire to the one above, and a tier on it.

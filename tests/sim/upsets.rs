@@ -4,8 +4,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
     chance::Chance,
-    clock::{MILLI, Nanos, SECOND},
+    clock::{MILLI, Nanos},
     cluster::Cluster,
+    faults::{self, LASTING_MAX},
     net::{Way, Wire},
     quorum::REPLICAS,
     world::World,
@@ -44,22 +45,9 @@ const UPSETS: [(u32, Upset); 12] = [
 
 /// At random moments, until the world is over.
 pub(crate) fn start(world: &Arc<World>) {
-    let Some(pause) = world.profile.several.as_ref().and_then(|several| several.upset_pause) else { return };
-    let (world, mut chance) = (Arc::clone(world), world.fork_chance());
-    tokio::spawn(async move {
-        loop {
-            world.time.sleep(chance.exponential(pause as f64) as Nanos).await;
-            if world.is_over() {
-                return;
-            }
-            let upset = chance.weighted(&UPSETS);
-            tokio::spawn(happen(Arc::clone(&world), upset, chance.fork()));
-        }
-    });
+    let pause = world.profile.several.as_ref().and_then(|several| several.upset_pause);
+    faults::at_random(world, pause, &UPSETS, happen);
 }
-
-/// So that with what follows it, it is over when [`crate::faults::heal`] has waited.
-const LASTING_MAX: Nanos = 15 * SECOND;
 
 async fn happen(world: Arc<World>, upset: Upset, mut chance: Chance) {
     let (Some(cluster), Some(several)) = (world.several.as_ref(), world.profile.several.as_ref()) else { return };

@@ -104,6 +104,27 @@ impl Several {
         closing.await.unwrap();
     }
 
+    /// A write that the store has as an intent, and nothing of it yet.
+    async fn intend(&self, one: &One, name: &'static str, value: &'static str) -> JoinHandle<Result<Written>> {
+        self.write_failing(one, 1, FailedCommit::Lost, name, value).await
+    }
+
+    async fn write_failing(
+        &self,
+        one: &One,
+        after: usize,
+        outcome: FailedCommit,
+        name: &'static str,
+        value: &'static str,
+    ) -> JoinHandle<Result<Written>> {
+        self.store.fail_after(after, outcome);
+        let (origin, namespace) = (Arc::clone(&one.origin), self.namespace);
+        let change = Change::Put { value: Bytes::from(value).into(), metadata: None, expires: Expires::Never };
+        let writing = tokio::spawn(async move { origin.write(namespace, &key(name), change, Via::default()).await });
+        settle().await;
+        writing
+    }
+
     /// As `kill -9` does.
     fn kill(&mut self, one: One) {
         self.clocks.retain(|clock| !Arc::ptr_eq(clock, &one.clock));
@@ -271,16 +292,7 @@ async fn an_outcome_that_is_not_known_is_found_out_with_the_same_version() {
         let mut several = Several::start().await;
         let one = several.open(0).await;
         // Either what is intended, or what is done.
-        several.store.fail_after(commits, outcome);
-        let writing = tokio::spawn({
-            let origin = Arc::clone(&one.origin);
-            let namespace = several.namespace;
-            async move {
-                let change = Change::Put { value: Bytes::from("v").into(), metadata: None, expires: Expires::Never };
-                origin.write(namespace, &key("k"), change, Via::default()).await
-            }
-        });
-        settle().await;
+        let writing = several.write_failing(&one, commits, outcome, "k", "v").await;
         assert!(!writing.is_finished(), "it waits until it knows");
         several.pass(SECOND).await;
         let version = writing.await.unwrap().unwrap().version;
@@ -341,15 +353,7 @@ async fn an_origin_that_can_not_refresh_its_lease_writes_and_proves_nothing_more
 async fn what_an_origin_that_died_intended_is_carried_out_before_it_is_forgotten() {
     let mut several = Several::start().await;
     let (first, second) = several.two([0, 300]).await;
-    several.store.fail_after(1, FailedCommit::Lost);
-    tokio::spawn({
-        let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
-        async move {
-            let change = Change::Put { value: Bytes::from("mine").into(), metadata: None, expires: Expires::Never };
-            origin.write(namespace, &key("k"), change, Via::default()).await
-        }
-    });
-    settle().await;
+    several.intend(&first, "k", "mine").await;
     assert_eq!(second.get("k").await, None);
     let epoch = first.origin.feed().position().epoch;
     several.kill(first);
@@ -367,11 +371,7 @@ async fn what_an_origin_that_died_intended_is_carried_out_before_it_is_forgotten
 async fn a_list_that_is_full_of_origins_that_died_keeps_no_newcomer_out() {
     let mut several = Several::start().await;
     let first = several.open(0).await;
-    several.store.fail_after(1, FailedCommit::Lost);
-    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
-    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
-    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
-    settle().await;
+    several.intend(&first, "k", "intended").await;
     several.kill(first);
     for _ in 1..Version::ORIGINS_MAX {
         let one = several.open(0).await;
@@ -396,11 +396,7 @@ async fn one_that_died_while_it_finished_for_another_is_finished_for_as_well() {
     let (first, second) = several.two([0, 0]).await;
     let third = several.open(0).await;
     several.pass(LEASE + LEASE / 5).await;
-    several.store.fail_after(1, FailedCommit::Lost);
-    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
-    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
-    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
-    settle().await;
+    several.intend(&first, "k", "intended").await;
     several.kill(first);
     // One of the two says that it is the heir, and gets no further.
     let heirs = async || {
@@ -429,11 +425,7 @@ async fn one_that_died_while_it_finished_for_another_is_finished_for_as_well() {
 async fn an_origin_that_can_not_be_finished_for_costs_nobody_else_a_lease() {
     let mut several = Several::start().await;
     let (first, survivor) = several.two([0, 0]).await;
-    several.store.fail_after(1, FailedCommit::Lost);
-    let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
-    let change = Change::Put { value: Bytes::from("intended").into(), metadata: None, expires: Expires::Never };
-    tokio::spawn(async move { origin.write(namespace, &key("k"), change, Via::default()).await });
-    settle().await;
+    several.intend(&first, "k", "intended").await;
     let idle = several.open(0).await;
     several.kill(first);
     several.kill(idle);
@@ -510,15 +502,7 @@ async fn no_absence_is_dated_above_a_purge_that_is_still_to_come() {
     let mut several = Several::start().await;
     let (first, second) = several.two([0, 300]).await;
     // What the first is about to write is minted, and not in the store yet.
-    several.store.fail_after(1, FailedCommit::Lost);
-    let writing = tokio::spawn({
-        let (origin, namespace) = (Arc::clone(&first.origin), several.namespace);
-        async move {
-            let change = Change::Put { value: Bytes::from("v").into(), metadata: None, expires: Expires::Never };
-            origin.write(namespace, &key("k"), change, Via::default()).await
-        }
-    });
-    settle().await;
+    let writing = several.intend(&first, "k", "v").await;
     let absent = second.answer("k").await;
     assert!(matches!(absent.state, State::Absent));
     let own = first.answer("k").await;
