@@ -38,9 +38,10 @@ pub struct Demand {
 
 impl Demand {
     /// Whether the answer to this question is one to the other question, too. The latest can't be shared: a question already out may have been
-    /// answered before the other was asked.
+    /// answered before the other was asked. Nor can a later version's: of several origins one whose clock is behind may have minted the earlier version since.
     fn satisfies(&self, other: &Demand) -> bool {
-        !other.max_age.is_zero() && self.max_age <= other.max_age && self.at_least >= other.at_least
+        let as_new = other.at_least.is_none() || self.at_least == other.at_least;
+        !other.max_age.is_zero() && self.max_age <= other.max_age && as_new
     }
 }
 
@@ -488,6 +489,21 @@ mod tests {
         assert!(!flights.is_asking(&key));
         assert!(matches!(flights.join(&key, DEMAND, false), Joined::Leading(..)));
         drop(ticket);
+    }
+
+    /// Version 4 may have been minted behind version 5, by another origin, when this question was answered already.
+    #[test]
+    fn a_question_for_a_version_is_joined_by_those_who_want_that_one_or_none() {
+        let (flights, key) = flights();
+        let at_least = |version| Demand { at_least: Some(Version::from_u64(version)), ..DEMAND };
+        let Joined::Leading(_ticket, _promise, _flight) = flights.join(&key, at_least(5), false) else {
+            panic!("nobody else asks")
+        };
+        assert!(matches!(flights.join(&key, at_least(5), false), Joined::Following(_)));
+        assert!(matches!(flights.join(&key, DEMAND, false), Joined::Following(_)));
+        for other in [4, 6] {
+            assert!(matches!(flights.join(&key, at_least(other), false), Joined::Leading(..)));
+        }
     }
 
     #[test]
