@@ -194,7 +194,7 @@ fn tier(mut section: Section<'_, '_>) -> Placed<Tier> {
         upstream_deadline: section
             .duration("upstream_deadline", millis(10, 10 * MINUTE))
             .unwrap_or(default.upstream_deadline),
-        write_deadline: section.duration("write_deadline", millis(10, 10 * MINUTE)).unwrap_or(default.write_deadline),
+        write_deadline: section.duration("write_deadline", millis(10, 2 * MINUTE)).unwrap_or(default.write_deadline),
         upstream_concurrency: section
             .number("upstream_concurrency", 1..=100_000)
             .unwrap_or(default.upstream_concurrency),

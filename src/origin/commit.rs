@@ -200,7 +200,7 @@ impl Committer {
 
     /// Hands changes in and waits until they are on disk. They go into one batch together. The work goes on when the caller doesn't.
     pub(super) async fn commit(&self, changes: Vec<Change>, effect: Option<Effect>) -> Result<Outcomes> {
-        self.failure.check()?;
+        self.failure.check().map_err(Error::and_untaken)?;
         if let Some(membership) = &self.membership {
             membership.check_writes()?;
         }
@@ -345,7 +345,7 @@ impl Task {
     async fn serve(&mut self, mut requests: Vec<Request>) {
         let outcome = match self.parts.failure.check() {
             Ok(()) => self.commit(&mut requests).await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.and_untaken()),
         };
         if self.parts.own_thread {
             // Woken from here one by one, those who wait might each take the core in turn; from a task of their runtime they are woken all at once.
@@ -360,7 +360,7 @@ impl Task {
         let mints = |change: &&Change| matches!(change.action, Action::Put { .. } | Action::Delete);
         let writes = requests.iter().flat_map(|request| &request.changes).filter(mints).count();
         if writes > 0 {
-            self.versions.check(writes as u64)?;
+            self.versions.check(writes as u64).map_err(Error::and_untaken)?;
         }
         // Nothing has been written yet, nor will be.
         let (targets, standing) = self.look_up(requests).await.map_err(Error::and_untaken)?;
@@ -484,10 +484,11 @@ impl Task {
             return Ok(Outcome { version, expiration });
         }
         if let Some(version) = self.recent.find(id, &target.row) {
-            // Another origin's has taken its place at once, so that no record names it.
+            // Another origin's has taken its place at once, or a deletion that leaves no record, so that none names it.
             return Ok(Outcome { version, expiration: Some(self.parts.time.seconds()) });
         }
-        if !own && known.may_have_forgotten(id, self.parts.time.millis()) {
+        let remembers_deletions = self.parts.membership.is_some();
+        if !own && known.may_have_forgotten(id, self.parts.time.millis(), remembers_deletions) {
             // Taken twice, it would take the place of what came after it.
             return Err(Error::unavailable(
                 "whether the write took effect is not known: others of its key have come since it was handed in first",
@@ -542,7 +543,7 @@ impl Task {
     }
 
     fn remember(&mut self, id: Option<WriteId>, target: &Target, version: Version) {
-        if self.parts.membership.is_some() {
+        if id.is_some() {
             self.recent.add(id, &target.row, version, self.parts.clock.now());
         }
     }

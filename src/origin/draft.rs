@@ -128,9 +128,12 @@ impl Known {
     }
 
     /// Whether a write that is not remembered may have been taken nevertheless. It may have been forgotten, by too many others or by one that another origin took
-    /// at the same time, and knew nothing of it; but not if nobody has written the key for longer than anybody goes on handing a write in.
-    pub(super) fn may_have_forgotten(&self, id: Option<WriteId>, now_millis: u64) -> bool {
-        id.is_some_and(WriteId::may_have_been_taken) && self.version.millis() + NAMED_MILLIS > now_millis
+    /// at the same time, and knew nothing of it; but not if nobody has written the key for longer than anybody goes on handing a write in. Where deletions leave no
+    /// record, nobody can tell that of a key that is not there.
+    pub(super) fn may_have_forgotten(&self, id: Option<WriteId>, now_millis: u64, remembers_deletions: bool) -> bool {
+        let lately = self.version.millis() + NAMED_MILLIS > now_millis;
+        let gone = !remembers_deletions && self.version == Version::ZERO;
+        id.is_some_and(WriteId::may_have_been_taken) && (lately || gone)
     }
 
     /// The named writes of the record that takes its place.

@@ -1,8 +1,8 @@
 //! What the others do for an origin that died: they carry out what it intended, and take it off the list.
 //!
 //! One of them alone does, for a lease at a time: of two, one could find an intent that the other had not seen, and that the dead one never carried out, after
-//! others had been told that it never will be. Who does is on the list, too, and the dead one's beat counts its attempts. So another one takes over as it would
-//! take over from the dead one itself, when the beat has not moved for a lease.
+//! others had been told that it never will be. Whoever begins says so by moving the dead one's beat on, and is done, or has given up, before its lease on that is over. So
+//! whoever tries next, be it the same one, does so as after the death itself: when the beat has not moved for a lease.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -28,7 +28,7 @@ pub(super) struct Others {
 }
 
 impl Others {
-    /// Those whose beat has not moved for a lease, and those for whom this origin finishes already.
+    /// Those whose beat has not moved for a lease.
     pub(super) fn dead(&mut self, members: &Members, own: u64, now: Moment, lease: Duration) -> Vec<Listed> {
         let judged = lease + lease / MARGINS_PER_LEASE;
         let others: Vec<&Listed> = members.members.iter().filter(|other| other.epoch != own).collect();
@@ -38,8 +38,7 @@ impl Others {
             let seen = self.seen.entry(other.epoch).or_insert((other.beat, now));
             if seen.0 != other.beat {
                 *seen = (other.beat, now);
-            }
-            if other.heir == Some(own) || now.since(seen.1) > judged {
+            } else if now.since(seen.1) > judged {
                 dead.push(other.clone());
             }
         }
@@ -78,21 +77,37 @@ impl Heir<'_> {
         if !ours {
             return Ok((agreed, members));
         }
-        let left = until.since(self.clock.now());
-        let carried_out = clock::within(self.clock, left, self.carry_out(dead, until)).await;
-        let CarriedOut { intents, highest, end } =
-            carried_out.map_err(|_| Error::unavailable("carrying out its intents took as long as a lease lasts"))??;
+        let CarriedOut { intents, highest, end } = self.carry_out_until(dead, until).await?;
+        let mut removed = false;
         let remove = |members: &mut Members| {
-            if members.of(dead.epoch).is_some_and(|member| member.heir == Some(self.epoch)) {
+            removed = members.of(dead.epoch).is_some_and(|member| member.heir == Some(self.epoch));
+            if removed {
                 members.floor = members.highest().max(highest.as_u64());
                 members.remove(dead.epoch, end);
             }
             Ok(())
         };
-        let removed = update(agreement(self.store)?, self.clock, agreed, remove).await?;
-        let (epoch, address) = (dead.epoch, &dead.address);
-        tracing::warn!(epoch, address, intents, "an origin died; what it intended is carried out");
-        Ok(removed)
+        let changed = update(agreement(self.store)?, self.clock, agreed, remove).await?;
+        if removed {
+            let (epoch, address) = (dead.epoch, &dead.address);
+            tracing::warn!(epoch, address, intents, "an origin died; what it intended is carried out");
+        }
+        Ok(changed)
+    }
+
+    /// Tries again as long as that may help, since the next attempt is a lease away.
+    async fn carry_out_until(&self, dead: &Listed, until: Moment) -> Result<CarriedOut> {
+        loop {
+            let left = until.since(self.clock.now());
+            let carried_out = clock::within(self.clock, left, self.carry_out(dead, until)).await;
+            match carried_out.unwrap_or_else(|_| Err(Error::unavailable("it took as long as a lease lasts"))) {
+                Err(error) if error.kind.is_outage() && self.clock.now() + PAUSE_LAST < until => {
+                    tracing::debug!(%error, epoch = dead.epoch, "carrying out what it intended failed, and is tried again");
+                    self.clock.sleep(clock::jittered(self.clock, PAUSE_LAST)).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     async fn carry_out(&self, dead: &Listed, until: Moment) -> Result<CarriedOut> {
@@ -187,20 +202,18 @@ mod tests {
     }
 
     #[test]
-    fn an_heir_goes_on_at_once_and_another_takes_over_a_lease_after_its_last_attempt() {
+    fn after_an_attempt_to_finish_the_next_one_is_a_lease_away() {
         let mut members = Members { members: vec![listed(1), listed(2), listed(3)], ..Members::default() };
-        let [mut first, mut second] = [Others::default(), Others::default()];
-        first.dead(&members, 1, at(0), LEASE);
-        second.dead(&members, 2, at(0), LEASE);
+        let mut others = Others::default();
+        others.dead(&members, 2, at(0), LEASE);
+        let refresh = |members: &mut Members| members.members[..2].iter_mut().for_each(|member| member.beat += 1);
         let dead = members.of_mut(3).unwrap();
         (dead.heir, dead.beat) = (Some(1), 2);
-        let refresh = |members: &mut Members| members.members[..2].iter_mut().for_each(|member| member.beat += 1);
+        for seconds in [12, 22] {
+            refresh(&mut members);
+            assert!(others.dead(&members, 2, at(seconds), LEASE).is_empty());
+        }
         refresh(&mut members);
-        assert_eq!(epochs(first.dead(&members, 1, at(12), LEASE)), [3]);
-        assert!(second.dead(&members, 2, at(12), LEASE).is_empty());
-        refresh(&mut members);
-        assert!(second.dead(&members, 2, at(22), LEASE).is_empty());
-        refresh(&mut members);
-        assert_eq!(epochs(second.dead(&members, 2, at(24), LEASE)), [3]);
+        assert_eq!(epochs(others.dead(&members, 2, at(24), LEASE)), [3]);
     }
 }

@@ -57,7 +57,7 @@ const DECIDING: Duration = Duration::from_secs(10);
 const INTENT_SECONDS: u64 = 30 * 24 * 3600;
 /// How long intents stay that are carried out, for those who ask what became of a write; and how old such a write may be.
 pub(super) const INTENTS_KEPT: Duration = Duration::from_secs(60);
-const INTENTS_KNOWN: Duration = Duration::from_secs(50);
+pub(super) const INTENTS_KNOWN: Duration = Duration::from_secs(50);
 const FORGOTTEN_AT_ONCE: usize = 64;
 /// Of how many that departed it is remembered what they did last, and how much that may be.
 const GRAVES_MAX: usize = 4;
@@ -128,24 +128,33 @@ impl Membership {
         lease: Duration,
     ) -> Result<Joined> {
         let epoch = feed.position().epoch;
-        make_room(&*store, &*clock, epoch, lease).await?;
-        let mut asked_at = clock.now();
-        let (mut id, mut alone) = (0, false);
-        let join = |members: &mut Members| {
-            asked_at = clock.now();
-            if members.of(epoch).is_some() {
-                // An earlier attempt whose outcome was not known.
-                return Ok(());
+        let mut room = Room { store: &*store, clock: &*clock, epoch, lease, others: Others::default() };
+        let until = clock.now() + lease * LEASES_TO_MAKE_ROOM;
+        let (agreed, members, id, alone, asked_at) = loop {
+            room.make(until).await?;
+            let mut asked_at = clock.now();
+            let (mut id, mut alone) = (None, false);
+            let join = |members: &mut Members| {
+                asked_at = clock.now();
+                if members.of(epoch).is_some() {
+                    // An earlier attempt whose outcome was not known.
+                    return Ok(());
+                }
+                alone = members.members.is_empty();
+                id = free_id(members);
+                let Some(id) = id else { return Ok(()) };
+                members.starts += 1;
+                members.floor = members.highest();
+                let (address, safe) = (address.clone(), members.floor);
+                members.members.push(Listed { epoch, id, address, beat: 0, safe, done: 0, heir: None });
+                Ok(())
+            };
+            let (agreed, members) = update(agreement(&*store)?, &*clock, Agreed::default(), join).await?;
+            // Else another newcomer was first.
+            if let Some(id) = id {
+                break (agreed, members, id, alone, asked_at);
             }
-            alone = members.members.is_empty();
-            id = free_id(members).ok_or_else(no_room)?;
-            members.starts += 1;
-            members.floor = members.highest();
-            let (address, safe) = (address.clone(), members.floor);
-            members.members.push(Listed { epoch, id, address, beat: 0, safe, done: 0, heir: None });
-            Ok(())
         };
-        let (agreed, members) = update(agreement(&*store)?, &*clock, Agreed::default(), join).await?;
         let now = clock.now();
         let state = State {
             lease_until: asked_at + lease,
@@ -316,7 +325,7 @@ impl Membership {
 
     /// An error unless this origin may write now.
     pub(super) fn check_writes(&self) -> Result<()> {
-        self.failure.check()?;
+        self.failure.check().map_err(Error::and_untaken)?;
         let now = self.clock.now();
         let state = self.lock();
         if now + self.lease / MARGINS_PER_LEASE >= state.lease_until {
@@ -401,14 +410,8 @@ impl Membership {
         forgotten
     }
 
-    /// What became of a write that an origin may have taken which has departed since; by its name and its entry's row.
+    /// What became of a write that another origin may have taken, which has departed since; by its name and its entry's row.
     pub(super) async fn fate(&self, taken: Taken, id: WriteId, row: &Bytes) -> Result<Fate> {
-        if taken.ago > INTENTS_KNOWN {
-            return Ok(Fate::Unknown);
-        }
-        if taken.epoch == self.epoch {
-            return Ok(Fate::OurOwn);
-        }
         // One scan at a time.
         let mut graves = self.graves.lock().await;
         let grave = match graves.iter().find(|grave| grave.epoch == taken.epoch) {
@@ -445,7 +448,12 @@ impl Membership {
             let known = self.lock().agreed.clone();
             let mut taken = false;
             let take = |members: &mut Members| {
-                taken = members.deciding.is_none_or(|epoch| epoch == self.epoch);
+                // Who is not on the list would keep its turn for ever.
+                members.of(self.epoch).filter(|own| own.heir.is_none()).ok_or_else(|| {
+                    Error::unavailable("this origin is on the list of those that share the store no more").and_untaken()
+                })?;
+                let holder = members.deciding.filter(|holder| members.of(*holder).is_some());
+                taken = holder.is_none_or(|holder| holder == self.epoch);
                 if taken {
                     members.deciding = Some(self.epoch);
                 }
@@ -550,27 +558,43 @@ fn free_id(members: &Members) -> Option<u8> {
     ids.into_iter().find(|id| members.members.iter().all(|member| member.id != *id))
 }
 
-fn no_room() -> Error {
-    let most = Version::ORIGINS_MAX;
-    Error::unavailable(format!("{most} origins share the store already, the most that can"))
+/// How a newcomer gets an id. If origins died one after the other before any of them was there for long enough to find that out, the list is full of them, and nobody
+/// is there to take them off.
+struct Room<'a> {
+    store: &'a dyn Store,
+    clock: &'a dyn Clock,
+    epoch: u64,
+    lease: Duration,
+    others: Others,
 }
 
-/// Sees to it that there is an id for a newcomer. If origins died one after the other before any of them was there for long enough to find that out, the list is full of
-/// them, and nobody is there to take them off.
-async fn make_room(store: &dyn Store, clock: &dyn Clock, epoch: u64, lease: Duration) -> Result<()> {
-    let until = clock.now() + lease * LEASES_TO_MAKE_ROOM;
-    let mut others = Others::default();
-    loop {
-        let agreed = agreement(store)?.read(Members::NAME).await?;
-        let members = Members::parse(&agreed)?;
-        if free_id(&members).is_some() {
-            return Ok(());
-        }
-        if let Some(dead) = others.dead(&members, epoch, clock.now(), lease).first() {
-            Heir { store, clock, epoch, lease }.finish(agreed, dead).await?;
-        } else if clock.now() >= until {
-            return Err(no_room());
-        } else {
+impl Room<'_> {
+    async fn make(&mut self, until: Moment) -> Result<()> {
+        let Room { store, clock, epoch, lease, .. } = *self;
+        loop {
+            let agreed = agreement(store)?.read(Members::NAME).await?;
+            let mut members = Members::parse(&agreed)?;
+            let mut known = agreed;
+            for dead in self.others.dead(&members, epoch, clock.now(), lease) {
+                if free_id(&members).is_some() {
+                    break;
+                }
+                match (Heir { store, clock, epoch, lease }).finish(known.clone(), &dead).await {
+                    Ok(changed) => (known, members) = changed,
+                    // The place of another one does as well.
+                    Err(error) => {
+                        tracing::warn!(%error, epoch = dead.epoch, "finishing for an origin that died failed")
+                    }
+                }
+            }
+            if free_id(&members).is_some() {
+                return Ok(());
+            }
+            if clock.now() >= until {
+                let most = Version::ORIGINS_MAX;
+                let what = format!("{most} origins share the store already, the most that can");
+                return Err(Error::unavailable(what));
+            }
             clock.sleep(REFRESH.min(lease / REFRESHES_PER_LEASE)).await;
         }
     }

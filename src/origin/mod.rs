@@ -420,16 +420,17 @@ impl Source for Origin {
 #[async_trait]
 impl Writer for Origin {
     async fn write(&self, namespace: NamespaceId, key: &Key, change: Change, via: Via) -> Result<Written> {
-        self.core.check_writable(namespace).await?;
+        self.core.check_writable(namespace).await.map_err(Error::and_untaken)?;
         self.core.check_meant(via)?;
         if let (Change::Put { .. }, Some(rate)) = (&change, &self.core.rate) {
             rate.charge(namespace, key)?;
         }
-        let fate = self.core.fate(namespace, key, via).await?;
+        // As long as nothing is handed to the committer, nothing is taken.
+        let fate = self.core.fate(namespace, key, via).await.map_err(Error::and_untaken)?;
         if let Fate::Became(version) = fate {
             return Ok(self.core.written_before(version));
         }
-        let change = self.core.prepare(namespace, key.clone(), change, via, fate).await?;
+        let change = self.core.prepare(namespace, key.clone(), change, via, fate).await.map_err(Error::and_untaken)?;
         let mut outcomes = self.core.committer.commit(vec![change], None).await?;
         let outcome = outcomes.pop().ok_or_else(|| Error::internal("a write was committed without an outcome"))??;
         // After its own purge, whose state it has already.
@@ -445,7 +446,7 @@ impl Writer for Origin {
         writes: Vec<(Key, Change)>,
         via: Via,
     ) -> Result<Vec<Result<Written>>> {
-        self.core.check_writable(namespace).await?;
+        self.core.check_writable(namespace).await.map_err(Error::and_untaken)?;
         self.core.check_meant(via)?;
         let mut charged = HashSet::new();
         let mut prepared = Vec::with_capacity(writes.len());
@@ -460,11 +461,11 @@ impl Writer for Origin {
                 prepared.push(Err(error));
                 continue;
             }
-            prepared.push(match self.core.fate(namespace, &key, via).await? {
+            prepared.push(match self.core.fate(namespace, &key, via).await.map_err(Error::and_untaken)? {
                 Fate::Became(version) => Ok(Some(self.core.written_before(version))),
                 fate => {
                     let change = self.core.prepare(namespace, key, change, via, fate).await;
-                    change.map(|change| {
+                    change.map_err(Error::and_untaken).map(|change| {
                         changes.push(change);
                         None
                     })
@@ -603,9 +604,15 @@ impl Core {
 
     /// What became of a write that is handed in again.
     async fn fate(&self, namespace: NamespaceId, key: &Key, via: Via) -> Result<Fate> {
-        match (&self.membership, via) {
-            (Some(membership), Via { id: Some(id), taken: Some(taken), .. }) if id.may_have_been_taken() => {
-                membership.fate(taken, id, &keys::entry(namespace, key.as_bytes())).await
+        match via {
+            Via { id: Some(id), taken: Some(taken), .. }
+                if id.may_have_been_taken() && taken.ago <= membership::INTENTS_KNOWN =>
+            {
+                match &self.membership {
+                    _ if taken.epoch == self.feed.position().epoch => Ok(Fate::OurOwn),
+                    Some(membership) => membership.fate(taken, id, &keys::entry(namespace, key.as_bytes())).await,
+                    None => Ok(Fate::Unknown),
+                }
             }
             _ => Ok(Fate::Unknown),
         }

@@ -90,11 +90,12 @@ fn expect_truth(world: &Arc<World>, node: usize, key: KeyIndex, verdict: Verdict
                 world.fail(node, Some(key), format!("marked stale {when}"));
             }
         }
-        // What expires on its way up is asked for again, and not each deadline leaves room for two ways there and back.
+        // Each tier asks again for what expired on its way up, and not each deadline leaves room for so many ways there and back.
         Verdict::Refused(error)
-            if world.profile.expiring
-                && error.kind.is_outage()
-                && 4 * trips(world, node).0 > nanos(world.profile.upstream_deadline) =>
+            if world.profile.expiring && error.kind.is_outage() && {
+                let (trips, tiers) = trips(world, node);
+                2 * trips * (1 + u64::from(tiers)) > nanos(world.profile.upstream_deadline)
+            } =>
         {
             world.count("reads after all is mended that took too long");
         }

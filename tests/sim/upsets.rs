@@ -26,9 +26,11 @@ enum Upset {
     QuorumLost,
     Outage,
     WallStep,
+    Overtaken,
+    Newcomer,
 }
 
-const UPSETS: [(u32, Upset); 12] = [
+const UPSETS: [(u32, Upset); 14] = [
     (10, Upset::Kill),
     (12, Upset::Pause),
     (8, Upset::PauseBeforeCommit),
@@ -41,6 +43,8 @@ const UPSETS: [(u32, Upset); 12] = [
     (3, Upset::QuorumLost),
     (2, Upset::Outage),
     (3, Upset::WallStep),
+    (5, Upset::Overtaken),
+    (4, Upset::Newcomer),
 ];
 
 /// At random moments, until the world is over.
@@ -102,15 +106,43 @@ async fn happen(world: Arc<World>, upset: Upset, mut chance: Chance) {
         Upset::CutFromTiers => {
             world.count("upset: origin cut off from tiers");
             let ways = *chance.pick(&[&[Way::Up, Way::Down][..], &[Way::Up], &[Way::Down]]);
-            let wires: Vec<&Arc<Wire>> = world.tops().filter_map(|node| world.nodes[node].wires().nth(site)).collect();
+            let wires = wires_to(&world, site);
             let wires = if chance.happens(0.5) { wires } else { vec![*chance.pick(&wires)] };
-            let each = |blocked| wires.iter().for_each(|wire| ways.iter().for_each(|way| wire.block(*way, blocked)));
-            each(true);
-            world.time.sleep(lasting).await;
-            each(false);
+            block(&world, &wires, ways, lasting).await;
             if chance.happens(0.5) {
                 wires.iter().for_each(|wire| wire.reset());
             }
+        }
+        // A commit takes its time, and meanwhile what another origin changes is heard by nobody.
+        Upset::Overtaken => {
+            let others: Vec<usize> = running.iter().copied().filter(|other| *other != site).collect();
+            if others.is_empty() {
+                return;
+            }
+            world.count("upset: purges lost while a commit is under way");
+            let part = chance.between(lease / 16, lease / 5);
+            cluster.sites[site].cut.store(true, Ordering::Relaxed);
+            world.time.sleep(part).await;
+            let wires = wires_to(&world, *chance.pick(&others));
+            block(&world, &wires, &[Way::Down], part).await;
+            wires.iter().for_each(|wire| wire.reset());
+            world.time.sleep(2 * part).await;
+            cluster.sites[site].cut.store(false, Ordering::Relaxed);
+        }
+        // Those that are there hear of it late, and so does a tier.
+        Upset::Newcomer => {
+            let idle = cluster.idle();
+            if running.is_empty() || running.len() > several.origins || idle.is_empty() {
+                return;
+            }
+            world.count("upset: newcomer that is heard of late");
+            let newcomer = *chance.pick(&idle);
+            running.iter().for_each(|site| cluster.sites[*site].cut.store(true, Ordering::Relaxed));
+            cluster.start(newcomer);
+            let wires = wires_to(&world, newcomer);
+            block(&world, &[*chance.pick(&wires)], &[Way::Up, Way::Down], chance.between(lease / 4, 3 * lease / 4))
+                .await;
+            running.iter().for_each(|site| cluster.sites[*site].cut.store(false, Ordering::Relaxed));
         }
         Upset::ReplicaDown => {
             world.count("upset: replica down");
@@ -150,6 +182,19 @@ async fn happen(world: Arc<World>, upset: Upset, mut chance: Chance) {
             cluster.sites[site].machine.step_wall(chance.between(0, 2 * most as u64) as i64 - most);
         }
     }
+}
+
+/// From the tiers that ask origins to a place of theirs.
+fn wires_to(world: &World, site: usize) -> Vec<&Arc<Wire>> {
+    world.tops().filter_map(|node| world.nodes[node].wires().nth(site)).collect()
+}
+
+/// Interrupts them for a while.
+async fn block(world: &World, wires: &[&Arc<Wire>], ways: &[Way], lasting: Nanos) {
+    let each = |blocked| wires.iter().for_each(|wire| ways.iter().for_each(|way| wire.block(*way, blocked)));
+    each(true);
+    world.time.sleep(lasting).await;
+    each(false);
 }
 
 /// In the place of one that ended: there, or elsewhere.

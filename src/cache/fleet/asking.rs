@@ -334,6 +334,18 @@ impl Fleet {
         }
     }
 
+    /// Those of whom nobody knows yet who they are: if one of them took a write and died, nobody could say who it was.
+    fn unmet(&self) -> Vec<Arc<Member>> {
+        let members = self.members();
+        let roster = self.roster();
+        members.into_iter().filter(|member| roster.epoch(&member.address).is_none()).collect()
+    }
+
+    /// Whether one of them may be there.
+    fn is_meeting(&self) -> bool {
+        self.unmet().iter().any(|member| !member.health.is_down())
+    }
+
     fn nobody(&self) -> Error {
         let count = self.members().len();
         Error::new(Kind::Unreachable, format!("none of {count} origins answers"))
@@ -368,18 +380,13 @@ struct Attempts<'a> {
     failure: Option<Error>,
     /// The epoch of the origin that it is handed in to now.
     epoch: Option<u64>,
-    /// Who may have taken it.
-    taker: Option<Taker>,
-    /// Whether anybody may have.
+    /// The epoch of the origin that may have taken it.
+    taker: Option<u64>,
+    /// Whether anybody may have taken it before.
     again: bool,
     began_at: Moment,
     /// Who may have, if nobody else may.
     only_taker: Option<u64>,
-}
-
-struct Taker {
-    member: Arc<Member>,
-    epoch: Option<u64>,
 }
 
 impl<'a> Attempts<'a> {
@@ -413,26 +420,19 @@ impl<'a> Attempts<'a> {
 
     /// Whom to hand it in to next: each once, then after a pause each once more.
     async fn next(&mut self) -> Result<Arc<Member>> {
-        let mut unmet = false;
         loop {
-            while let Some(member) = self.choose() {
-                self.epoch = self.fleet.roster().epoch(&member.address);
-                if self.epoch.is_none() {
-                    // If it took the write and died, nobody could say who it was.
-                    unmet = true;
-                    self.tried.push(member);
-                    continue;
-                }
+            if let Some((member, epoch)) = self.choose() {
                 if self.made > 0 {
                     member.metrics.retried();
                 }
                 self.made += 1;
+                self.epoch = Some(epoch);
                 return Ok(member);
             }
             let clock = &*self.fleet.0.clock;
             let pause = clock::jittered(clock, self.pause);
-            // Those that are known not to be there are not waited for.
-            if (self.made == 0 && !unmet) || clock.now() + pause >= self.until {
+            // Those that are known not to be there are not waited for, but who has not said yet who it is.
+            if (self.made == 0 && !self.fleet.is_meeting()) || clock.now() + pause >= self.until {
                 return Err(self.given_up());
             }
             clock.sleep(pause).await;
@@ -441,23 +441,30 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    fn choose(&mut self) -> Option<Arc<Member>> {
-        let left = |taker: &mut Taker| taker.epoch.is_some_and(|epoch| self.fleet.roster().has_left(epoch));
-        if let Some(taker) = self.taker.take_if(left) {
-            self.tried.retain(|tried| !Arc::ptr_eq(tried, &taker.member));
+    /// The origin to hand it in to, and its epoch.
+    fn choose(&mut self) -> Option<(Arc<Member>, u64)> {
+        if self.taker.take_if(|taker| self.fleet.roster().has_left(*taker)).is_some() {
+            // Another one may be where it was.
+            self.tried.clear();
         }
-        let Some(taker) = &self.taker else { return self.fleet.choose(Task::Write, &self.tried) };
-        let tried = self.tried.iter().any(|tried| Arc::ptr_eq(tried, &taker.member));
-        // Who is there in its place is one like any other, and has to wait like them.
-        let same = taker.epoch == self.fleet.roster().epoch(&taker.member.address);
-        let there = !taker.member.health.is_down() || taker.member.health.may_ask();
-        (!tried && same && there).then(|| Arc::clone(&taker.member))
+        let Some(taker) = self.taker else {
+            let unmet = self.fleet.unmet();
+            let but: Vec<_> = self.tried.iter().chain(&unmet).cloned().collect();
+            let member = self.fleet.choose(Task::Write, &but)?;
+            let epoch = self.fleet.roster().epoch(&member.address)?;
+            return Some((member, epoch));
+        };
+        // Wherever it is found; who is there in its place is one like any other, and has to wait like them.
+        let is_taker = |member: &Arc<Member>| self.fleet.roster().epoch(&member.address) == Some(taker);
+        let mut places = self.fleet.members().into_iter().filter(is_taker);
+        let member = places.find(|member| !self.tried.iter().any(|tried| Arc::ptr_eq(tried, member)))?;
+        (!member.health.is_down() || member.health.may_ask()).then_some((member, taker))
     }
 
-    /// Hands it in, with a part of the time if somebody else can be tried after it.
-    async fn hand_in<T>(&self, member: &Member, work: impl Future<Output = Result<T>>, again: bool) -> Result<T> {
+    /// Hands it in, with a part of the time if it can be handed in once more after that.
+    async fn hand_in<T>(&self, member: &Member, work: impl Future<Output = Result<T>>, repeatable: bool) -> Result<T> {
         let asking = member.ask(Task::Write, async {
-            if !again {
+            if !repeatable {
                 return work.await;
             }
             let clock = &*self.fleet.0.clock;
@@ -472,9 +479,9 @@ impl<'a> Attempts<'a> {
     }
 
     /// An attempt failed: an error if there is to be no other.
-    fn failed(&mut self, member: Arc<Member>, error: Error, again: bool) -> Result<()> {
+    fn failed(&mut self, member: Arc<Member>, error: Error, repeatable: bool) -> Result<()> {
         if !error.untaken && self.taker.is_none() {
-            self.taker = Some(Taker { member: Arc::clone(&member), epoch: self.epoch });
+            self.taker = self.epoch;
             self.only_taker = if self.again { None } else { self.epoch };
             self.again = true;
         } else if error.untaken && self.taker.is_some() {
@@ -482,7 +489,7 @@ impl<'a> Attempts<'a> {
             self.made -= 1;
         }
         self.tried.push(member);
-        if !again || !error.kind.is_outage() {
+        if !repeatable || !error.kind.is_outage() {
             return Err(error);
         }
         self.failure = Some(worse(self.failure.take(), error));

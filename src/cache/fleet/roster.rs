@@ -196,7 +196,7 @@ impl Roster {
         self.links.get(address)?.epoch
     }
 
-    /// Whether an origin is known to be off the list of all: it writes nothing more, and what it intended is done.
+    /// Whether an origin is known to write nothing more, and what it intended to be done.
     pub(super) fn has_left(&self, epoch: u64) -> bool {
         self.ended.contains(&epoch) || self.vanished.contains(&epoch)
     }
@@ -233,14 +233,18 @@ impl Roster {
         let Position { epoch, sequence } = position;
         let from = live.from.take();
         live.epoch = Some(epoch);
-        if link.epoch.replace(epoch) != Some(epoch) {
+        let before = link.epoch.replace(epoch).filter(|before| *before != epoch);
+        if before.is_some() {
             link.listed_as = None;
         }
         let goes_on = resumed && from.is_some_and(|from| from.sequence == sequence);
         // An origin alone on its store goes on where its earlier process was, and answers for what that one had changed.
         let earlier = from.filter(|from| goes_on && from.epoch != epoch);
-        self.vanished.extend(earlier.map(|earlier| earlier.epoch));
-        forget_first(&mut self.vanished);
+        if self.census.is_none() {
+            // Without lists it was alone on its store, and let go of it before this one took it.
+            self.vanished.extend(before);
+            forget_first(&mut self.vanished);
+        }
         let earlier = earlier.and_then(|earlier| self.known.remove(&earlier.epoch));
         let known = self.known.entry(epoch).or_insert_with(|| earlier.unwrap_or_default());
         // Nothing of a feed comes before its first item, and nothing after its end.

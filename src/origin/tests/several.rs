@@ -443,17 +443,18 @@ async fn an_origin_that_can_not_be_finished_for_costs_nobody_else_a_lease() {
 #[tokio::test]
 async fn of_a_removed_namespace_what_says_that_entries_were_deleted_goes_as_well() {
     let mut several = Several::start().await;
-    let one = several.open(0).await;
-    one.put("kept", "v").await.unwrap();
-    one.put("deleted", "v").await.unwrap();
-    one.delete("deleted").await;
-    one.delete("never there").await;
-    let others = several.store.count(Table::Entry) - 3;
-    one.origin.control(ACCOUNT, Control::RemoveNamespace { id: several.namespace }).await.unwrap();
-    several.pass(Duration::from_secs(1800)).await;
-    assert!(several.store.count(Table::Entry) > others, "somebody may be writing to it");
-    several.pass(Duration::from_secs(5400)).await;
-    assert!(several.store.count(Table::Entry) <= others);
+    // What the first says of a deletion stays for ten minutes longer than the second would have it.
+    let (ahead, other) = several.two([600_000, 0]).await;
+    let rows = several.store.count(Table::Entry);
+    for name in ["deleted", "never there"] {
+        ahead.put(name, "v").await.unwrap();
+        ahead.delete(name).await;
+    }
+    other.origin.control(ACCOUNT, Control::RemoveNamespace { id: several.namespace }).await.unwrap();
+    several.pass(Duration::from_secs(2400)).await;
+    assert!(several.store.count(Table::Entry) > rows, "somebody may be writing to it");
+    several.pass(Duration::from_secs(1000)).await;
+    assert_eq!(several.store.count(Table::Entry), rows);
     assert_eq!(several.store.count(Table::Reclaim), 0);
 }
 
@@ -543,6 +544,23 @@ async fn two_that_decide_at_once_decide_one_after_the_other() {
         made += usize::from(decided.await.unwrap());
     }
     assert_eq!(made, 1);
+}
+
+#[tokio::test]
+async fn one_that_is_off_the_list_keeps_nobody_from_deciding() {
+    let mut several = Several::start().await;
+    let (first, second) = several.two([0, 0]).await;
+    several.close(&first).await;
+    let error = create_namespace(&first.origin, "late").await.unwrap_err();
+    assert!(error.untaken, "{error}");
+    create_namespace(&second.origin, "new").await.unwrap();
+    // Nor does one that was, when it decided.
+    let agreement = several.store.agreement().unwrap();
+    let agreed = agreement.read(Members::NAME).await.unwrap();
+    let mut members = Members::parse(&agreed).unwrap();
+    members.deciding = Some(first.origin.feed().position().epoch);
+    agreement.replace(Members::NAME, agreed.revision, members.encode().unwrap()).await.unwrap();
+    create_namespace(&second.origin, "newer").await.unwrap();
 }
 
 #[tokio::test]

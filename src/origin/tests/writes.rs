@@ -1,7 +1,10 @@
 //! Writes: order, expiry, limits.
 
 use super::*;
-use crate::error::Kind;
+use crate::{
+    error::Kind,
+    kv::{Taken, WriteId},
+};
 
 #[tokio::test]
 async fn a_written_entry_is_read_with_its_version_and_metadata() {
@@ -191,4 +194,29 @@ async fn versions_rise_over_restarts_though_the_wall_clock_steps_back() {
         assert!(version > last);
         last = version;
     }
+}
+
+/// A deletion leaves no record, so that none says what was there before.
+#[tokio::test]
+async fn a_write_that_is_handed_in_again_after_a_deletion_is_not_taken_twice() {
+    let mut world = World::start().await;
+    let (first, epoch) = (WriteId(76), world.origin.feed().position().epoch);
+    let taken = Some(Taken { epoch, ago: SECOND });
+    let hand_in = async |world: &World, id: WriteId, taken: Option<Taken>| {
+        let change = Change::Put { value: Bytes::from("v").into(), metadata: None, expires: Expires::Never };
+        let via = Via { id: Some(id), taken, ..Via::default() };
+        world.origin.write(world.namespace, &key("k"), change, via).await.map(|written| written.version)
+    };
+    let version = hand_in(&world, first, None).await.unwrap();
+    assert_eq!(hand_in(&world, first.again(), taken).await.unwrap(), version);
+    world.delete("k").await.unwrap();
+    assert_eq!(hand_in(&world, first.again(), taken).await.unwrap(), version);
+    assert_eq!(world.get("k").await, None);
+    // One that this very process would know of.
+    assert!(hand_in(&world, WriteId(78).again(), taken).await.unwrap() > version);
+    world.delete("k").await.unwrap();
+    world.restart().await;
+    let error = hand_in(&world, first.again(), taken).await.unwrap_err();
+    assert!(error.message.contains("not known") && !error.untaken, "{error}");
+    hand_in(&world, WriteId(80), None).await.unwrap();
 }
