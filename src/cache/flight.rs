@@ -357,7 +357,9 @@ impl Flights {
         }
         shard.close(by);
         shard.raise_floors(key, state, kept.is_present(), Some(by));
-        if kept.length() as u64 <= self.memory.value_bytes_max() {
+        // The key was found absent as of a later version meanwhile, and that is held no more: of what comes in between this one would keep nothing out (P3).
+        let overtaken = state < by.floor(true);
+        if kept.length() as u64 <= self.memory.value_bytes_max() && !overtaken {
             self.memory.insert(kept.clone());
         } else {
             // Older than this one, as it was found above; it must not be answered again.
@@ -492,6 +494,19 @@ mod tests {
     }
 
     /// Version 4 may have been minted behind version 5, by another origin, when this question was answered already.
+    /// A write of a version in between may still be heard of, whose state takes the place of what is older.
+    #[test]
+    fn an_absence_does_not_take_the_place_of_a_later_one_that_was_dropped() {
+        let (flights, key) = flights();
+        let (late, _late, _) = lead(&flights, &key);
+        let Joined::Leading(early, _early, _) = flights.join(&key, DEMAND, true) else { panic!("it asks alone") };
+        assert!(early.fill(&absent(8)));
+        flights.memory().remove(&key);
+        assert!(late.fill(&absent(6)), "whoever asked may have it");
+        flights.purge(&key, Version::from_u64(7), Some(&present(7)), |_| true);
+        assert!(flights.memory().peek(&key).is_none());
+    }
+
     #[test]
     fn a_question_for_a_version_is_joined_by_those_who_want_that_one_or_none() {
         let (flights, key) = flights();
