@@ -260,7 +260,7 @@ struct Recent {
     order: VecDeque<(Moment, (WriteId, Bytes))>,
 }
 
-/// So many are remembered at most, of the last minute. One that is forgotten sooner may be taken for a new one by a tier that was cut off for as long.
+/// So many are remembered at most, of the last minute. While there are as many, one that isn't known may have been forgotten sooner.
 const RECENT_MAX: usize = 1 << 18;
 
 impl Recent {
@@ -268,9 +268,13 @@ impl Recent {
         self.versions.get(&(id?.name(), row.clone())).copied()
     }
 
+    fn is_full(&self) -> bool {
+        self.order.len() >= RECENT_MAX
+    }
+
     fn add(&mut self, id: Option<WriteId>, row: &Bytes, version: Version, now: Moment) {
         while let Some((at, name)) = self.order.front()
-            && (now.since(*at) > INTENTS_KEPT || self.order.len() >= RECENT_MAX)
+            && (now.since(*at) > INTENTS_KEPT || self.is_full())
         {
             self.versions.remove(name);
             self.order.pop_front();
@@ -488,6 +492,7 @@ impl Task {
             return Ok(Outcome { version, expiration: Some(self.parts.time.seconds()) });
         }
         let remembers_deletions = self.parts.membership.is_some();
+        let own = own && !self.recent.is_full();
         if !own && known.may_have_forgotten(id, self.parts.time.millis(), remembers_deletions) {
             // Taken twice, it would take the place of what came after it.
             return Err(Error::unavailable(
@@ -557,5 +562,30 @@ impl Task {
         draft.last = draft.last.max(Some(version));
         draft.writes += 1;
         Ok(version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recent_writes_are_known_for_a_minute_or_until_there_are_too_many() {
+        let mut recent = Recent::default();
+        let (row, version) = (Bytes::from_static(b"row"), Version::from_u64(7));
+        let id = |number: u64| Some(WriteId(2 * number));
+        for number in 0..RECENT_MAX as u64 {
+            assert!(!recent.is_full());
+            recent.add(id(number), &row, version, Moment::ZERO);
+        }
+        assert!(recent.is_full());
+        assert_eq!(recent.find(id(0), &row), Some(version));
+        recent.add(id(RECENT_MAX as u64), &row, version, Moment::ZERO);
+        assert_eq!((recent.find(id(0), &row), recent.find(id(1), &row)), (None, Some(version)));
+        assert!(recent.is_full());
+        let later = Moment::ZERO + INTENTS_KEPT + Duration::from_secs(1);
+        recent.add(id(RECENT_MAX as u64 + 1), &row, version, later);
+        assert_eq!((recent.order.len(), recent.versions.len()), (1, 1));
+        assert!(!recent.is_full());
     }
 }

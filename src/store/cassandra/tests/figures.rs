@@ -80,7 +80,7 @@ impl Bench {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
+#[ignore = "measures, on a ring of Cassandra: see the head of this file"]
 async fn listing() {
     let bench = bench().await;
     let old = bench.version(Duration::from_secs(7200));
@@ -114,7 +114,7 @@ async fn listing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a ring of Cassandra, which ./test starts (tests/ring)"]
+#[ignore = "measures, on a ring of Cassandra: see the head of this file"]
 async fn commits() {
     const AT_ONCE: usize = 64;
     const SECONDS: u64 = 10;
